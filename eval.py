@@ -1,0 +1,32 @@
+"""Score a run on its validation split, by the config it saved: perplexity of text, or a task's metric.
+
+    eval.py --run=DIR [--step=N] [--json] [--gin.Section.field=value ...]
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt.cli.launch import parse_flags, run_guarded
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints one row a metric."""
+    parser = argparse.ArgumentParser(prog="eval.py", description=__doc__)
+    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory of train.py")
+    parser.add_argument("--step", type=int, metavar="N", help="checkpoint to score (default: the latest)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a metric on standard output")
+    args, overrides = parse_flags(parser, argv)
+
+    from gpt.evaluation.scores import score_run
+
+    for row in score_run(args.run, args.step, overrides):
+        text = "{task}: {metric} {value:.6g} over {n} at step {step}".format(**row)
+        print(json.dumps(row) if args.json else text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_guarded(main))

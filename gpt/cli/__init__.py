@@ -1,0 +1,1 @@
+"""The commands. Each module has `add_arguments(parser)` and `run(args) -> exit code`."""

@@ -1,0 +1,53 @@
+"""How every command starts and ends: flags, compilation cache, errors, exit codes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gpt import gin_io
+from gpt.errors import ConfigError, GPTError
+
+COMMANDS = ("prepare", "tokenizer", "plot")
+
+_GIN_FLAG = "--gin."
+
+
+def run_guarded(main: Callable[[], int]) -> int:
+    """The exit code of `main`; what the user can mend is one `error:` paragraph on standard error.
+
+    Codes: 0 done, 2 a setting or file cannot be used, 75 stopped by a signal with everything
+    saved, 130 Ctrl-C.
+    """
+    # Programs compiled once start at once in the next process.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "gpt-jax"))
+    try:
+        return main()
+    except GPTError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left: not an error, but Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The flags that `parser` knows, and every `--gin.KEY=VALUE` as `KEY=VALUE`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "--gin.Section.field=value sets one field, or --gin.name=value a macro; they win over all files.\n\n"
+        f"{gin_io.describe_fields()}\n"
+        f"Other commands, each with --help: {', '.join(f'gpt {name}' for name in COMMANDS)}, train.py, eval.py"
+    )
+    args, rest = parser.parse_known_args(argv)
+    overrides = []
+    for flag in rest:
+        if not flag.startswith(_GIN_FLAG) or "=" not in flag:
+            raise ConfigError(f"flag {flag!r} is not known: settings are given as {_GIN_FLAG}Section.field=value")
+        overrides.append(flag.removeprefix(_GIN_FLAG))
+    return args, overrides

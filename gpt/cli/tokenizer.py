@@ -1,0 +1,85 @@
+"""Train a byte-pair vocabulary; encode text and decode ids with it."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt.data.sources import read_documents
+from gpt.errors import DataError
+from gpt.text.tokenizer import FILE_NAME, Tokenizer
+from gpt.text.training import train_bpe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    train = actions.add_parser("train", help="learn a vocabulary from text and write tokenizer.json")
+    train.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="text file, .jsonl, .parquet, or hub:OWNER/NAME[/CONFIG]:SPLIT",
+    )
+    train.add_argument("--vocab_size", type=int, required=True, metavar="N", help="ids of the vocabulary")
+    train.add_argument("--output", required=True, metavar="DIR", help="where to write; must hold no tokenizer yet")
+    train.add_argument("--text_field", default="text", metavar="NAME", help="field of a row; default text")
+    train.add_argument("--json", action="store_true", help="print the report as JSON on standard output")
+    for action, help_text in (
+        ("encode", "one JSON string a line on standard input to one JSON list of ids a line"),
+        ("decode", "one JSON list of ids a line on standard input to one JSON string a line"),
+    ):
+        filter_parser = actions.add_parser(action, help=help_text)
+        filter_parser.add_argument("--vocab", required=True, metavar="DIR", help="what `gpt tokenizer train` wrote")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action == "train":
+        return _train(args)
+    tokenizer = Tokenizer.load(args.vocab)
+    for source, value in _read_lines():
+        if args.action == "encode":
+            answer: Any = tokenizer.encode(_checked_text(value, source))
+        else:
+            answer = tokenizer.decode(_checked_ids(value, source))
+        print(json.dumps(answer, ensure_ascii=False), flush=True)
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    if (Path(args.output) / FILE_NAME).exists():  # `save` refuses, too, but only after minutes of work
+        raise DataError(f"--output {args.output}: holds a tokenizer already: choose another directory, or remove it")
+    started = time.perf_counter()
+    tokenizer = train_bpe(read_documents(args.input, args.text_field), args.vocab_size)
+    tokenizer.save(args.output)
+    seconds = time.perf_counter() - started
+    print(f"{args.output}: {tokenizer.vocab_size:,} ids in {seconds:.1f} s", file=sys.stderr)
+    if args.json:
+        report = {"output": args.output, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256}
+        print(json.dumps({**report, "seconds": seconds}))
+    return 0
+
+
+def _read_lines() -> Iterator[tuple[str, Any]]:
+    """Name and JSON value of each line of standard input."""
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        source = f"standard input, line {number}"
+        try:
+            yield source, json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{source}: is not JSON: {error}") from None
+
+
+def _checked_text(value: Any, source: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{source}: expected a JSON string, found {json.dumps(value):.80}")
+    return value
+
+
+def _checked_ids(value: Any, source: str) -> list[int]:
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
+        raise DataError(f"{source}: expected a JSON list of ids, found {json.dumps(value):.80}")
+    return value

@@ -1,0 +1,175 @@
+"""Batches as pure functions of (seed, step): `dataset[step]` is the batch of that update, on any host, at any time."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from gpt.errors import DataError
+
+
+class TextBatch(NamedTuple):
+    """Windows of running text. `weights` is 0 on targets that do not count (padding of the last batch)."""
+
+    tokens: np.ndarray  # int32 [B, T + 1]: inputs are [:, :-1], targets [:, 1:]
+    weights: np.ndarray  # float32 [B, T]
+
+
+class TaskBatch(NamedTuple):
+    """Labelled examples of C sequences each, right-padded with token 0."""
+
+    tokens: np.ndarray  # int32 [B, C, T]
+    weights: np.ndarray  # float32 [B, C, T]: 1 on real tokens, specials included
+    extract: np.ndarray  # int32 [B, C]: position of the extract token
+    labels: np.ndarray  # int32 [B]
+    example_weights: np.ndarray  # float32 [B]: 0 on padding of the last batch
+
+
+class TaskExamples(NamedTuple):
+    """A split of a task as token ids: `sequences[n]` are the C sequences of example n."""
+
+    sequences: list[list[list[int]]]
+    labels: np.ndarray  # int32 [N]
+
+    def lengths(self) -> np.ndarray:
+        """Longest sequence of each example, in tokens."""
+        return np.array([max(map(len, sequences)) for sequences in self.sequences])
+
+
+class _Windows:
+    """Windows of `context_length + 1` tokens; each starts on the last token of the one before."""
+
+    def __init__(self, tokens: np.ndarray, context_length: int):
+        self._tokens, self._length = tokens, context_length
+
+    def __len__(self) -> int:
+        return (len(self._tokens) - 1) // self._length
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        start = index * self._length
+        return self._tokens[start : start + self._length + 1].astype(np.int32)
+
+
+def pretraining_batches(
+    tokens: np.ndarray, context_length: int, batch_size: int, num_epochs: int, seed: int
+) -> grain.MapDataset:
+    """Batches of all epochs, reshuffled in each; windows that do not fill a batch wait for another epoch.
+
+    Raises:
+      DataError: fewer windows than one batch takes.
+    """
+    windows = _Windows(tokens, context_length)
+    if len(windows) < batch_size:
+        raise DataError(
+            f"the training split has {len(tokens):,} tokens, {len(windows):,} windows of ModelConfig.context_length "
+            f"= {context_length}; RunConfig.batch_size = {batch_size} needs at least as many: prepare more text"
+        )
+    weights = np.ones((batch_size, context_length), np.float32)
+    dataset = grain.MapDataset.source(windows).seed(seed).shuffle().batch(batch_size, drop_remainder=True)
+    return dataset.repeat(num_epochs).map(lambda rows: TextBatch(rows, weights))
+
+
+def held_out_text_batches(
+    tokens: np.ndarray, context_length: int, batch_size: int, max_batches: int | None
+) -> list[TextBatch]:
+    """Every window once and in order, the last one cut short; rows that fill the last batch have weight 0."""
+    if len(tokens) < 2:
+        raise DataError("the validation split of DataConfig.token_store has fewer than 2 tokens: nothing to predict")
+    starts = range(0, len(tokens) - 1, context_length)
+    batches = []
+    for first in range(0, len(starts), batch_size):
+        if len(batches) == max_batches:
+            break
+        batch = TextBatch(
+            np.zeros((batch_size, context_length + 1), np.int32), np.zeros((batch_size, context_length), np.float32)
+        )
+        for row, start in enumerate(starts[first : first + batch_size]):
+            window = tokens[start : start + context_length + 1]
+            batch.tokens[row, : len(window)] = window
+            batch.weights[row, : len(window) - 1] = 1
+        batches.append(batch)
+    return batches
+
+
+def length_buckets(context_length: int) -> tuple[int, ...]:
+    """The padded lengths in use, doubling from 16: few, because each is a compiled program of its own."""
+    buckets = [16]
+    while buckets[-1] < context_length:
+        buckets.append(2 * buckets[-1])
+    return (*buckets[:-1], context_length)
+
+
+def finetuning_batches(
+    examples: TaskExamples, context_length: int, batch_size: int, num_epochs: int, seed: int
+) -> grain.MapDataset:
+    """Batches of all epochs, reshuffled in each.
+
+    Examples of similar length share a batch, which is padded to the next bucket. The last
+    partial batch of an epoch is left out, as in OpenAI's code.
+
+    Raises:
+      DataError: fewer examples than one batch takes.
+    """
+    lengths = examples.lengths()
+    steps = len(lengths) // batch_size
+    if steps == 0:
+        raise DataError(
+            f"the training split has {len(lengths)} examples, fewer than RunConfig.batch_size = {batch_size}: lower it"
+        )
+    epoch_order = functools.lru_cache(maxsize=2)(functools.partial(_epoch_order, lengths, batch_size, seed))
+
+    def batch_of(step: int) -> TaskBatch:
+        epoch, place = divmod(step, steps)
+        return _collate(examples, epoch_order(epoch)[place], batch_size, context_length)
+
+    return grain.MapDataset.range(steps * num_epochs).map(batch_of)
+
+
+def held_out_task_batches(
+    examples: TaskExamples, context_length: int, batch_size: int, max_batches: int | None
+) -> tuple[list[TaskBatch], np.ndarray]:
+    """Every example once, by length, and the example number of each row, to restore the order.
+
+    Rows that fill the last batch have weight 0 and come after the end of the numbers.
+    """
+    order = np.argsort(examples.lengths(), kind="stable")
+    if max_batches is not None:
+        # A slice by length would be a biased sample: take the first examples of the split instead.
+        order = order[order < max_batches * batch_size]
+    groups = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    return [_collate(examples, rows, batch_size, context_length) for rows in groups], order
+
+
+def _epoch_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Example numbers of each batch, [steps, B]: shuffled, then sorted by length within pools of 50 batches."""
+    generator = np.random.default_rng((seed, epoch))
+    steps = len(lengths) // batch_size
+    order = generator.permutation(len(lengths))[: steps * batch_size]
+    pool = 50 * batch_size
+    pools = [order[first : first + pool] for first in range(0, len(order), pool)]
+    by_length = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
+    return generator.permutation(by_length.reshape(steps, batch_size), axis=0)
+
+
+def _collate(examples: TaskExamples, rows: Sequence[int] | np.ndarray, batch_size: int, context_length: int) -> TaskBatch:
+    longest = max(len(ids) for row in rows for ids in examples.sequences[row])
+    length = next(bucket for bucket in length_buckets(context_length) if bucket >= longest)
+    num_sequences = max(len(examples.sequences[row]) for row in rows)
+    shape = (batch_size, num_sequences, length)
+    batch = TaskBatch(
+        tokens=np.zeros(shape, np.int32),
+        weights=np.zeros(shape, np.float32),
+        extract=np.zeros(shape[:2], np.int32),
+        labels=np.zeros(batch_size, np.int32),
+        example_weights=np.zeros(batch_size, np.float32),
+    )
+    for place, row in enumerate(rows):
+        batch.labels[place] = examples.labels[row]
+        batch.example_weights[place] = 1
+        for candidate, ids in enumerate(examples.sequences[row]):
+            batch.tokens[place, candidate, : len(ids)] = ids
+            batch.weights[place, candidate, : len(ids)] = 1
+            batch.extract[place, candidate] = len(ids) - 1
+    return batch

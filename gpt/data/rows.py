@@ -1,0 +1,87 @@
+"""Rows of local tables: .jsonl, .csv and .tsv files, with the line number of each for error messages."""
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt.errors import DataError
+
+Row = tuple[int, dict[str, Any]]
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Line number and columns of each row, blank lines passed over.
+
+    A .csv file follows RFC 4180, quotes and all; a .tsv file is GLUE's kind, in which a quote is a
+    letter like any other (read with quotes, it would swallow rows).
+
+    Raises:
+      DataError: missing, empty, binary or not UTF-8; a line that is no row; with the line.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
+    try:
+        with path.open("rb") as file:
+            yield from _read_jsonl(file, path) if path.suffix == ".jsonl" else _read_table(file, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def decode(content: bytes, path: Path, first_line: int) -> str:
+    """The text of `content`, which starts on line `first_line` of `path`; DataError when it is not UTF-8 text."""
+    zero = content.find(0)
+    if zero >= 0:
+        line = first_line + content.count(b"\n", 0, zero)
+        raise DataError(f"{path}, line {line}: is not text: it holds a NUL byte; expected UTF-8")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = first_line + content.count(b"\n", 0, error.start)
+        raise DataError(
+            f"{path}, line {line}: is not UTF-8: byte 0x{content[error.start]:02x}; "
+            "convert it, for example with `iconv -f latin1 -t utf-8`"
+        ) from None
+
+
+def _decoded_lines(lines: Iterator[bytes], path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        yield decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, path, number)
+
+
+def _read_jsonl(lines: Iterator[bytes], path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_decoded_lines(lines, path), 1):
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: expected a JSON object, found {line.strip()[:40]!r}")
+        yield number, row
+
+
+def _read_table(lines: Iterator[bytes], path: Path) -> Iterator[Row]:
+    dialect = (
+        {"delimiter": ",", "strict": True}
+        if path.suffix == ".csv"
+        else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    )
+    table = csv.reader(_decoded_lines(lines, path), **dialect)  # pyright: ignore[reportArgumentType] - literal options
+    try:
+        header = next(table)
+        for cells in table:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{path}, line {table.line_num}: {len(cells)} columns, expected {len(header)}: {', '.join(header)}"
+                )
+            yield table.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {table.line_num}: is not {path.suffix[1:]}: {error}") from None

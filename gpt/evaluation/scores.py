@@ -1,0 +1,32 @@
+"""Scores of a run's weights, by the config that the run saved."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt import gin_io
+from gpt.config import TokenizerConfig
+from gpt.sharding import make_mesh
+from gpt.training.checkpoint import load_params
+from gpt.training.evaluate import evaluate
+from gpt.training.problem import load_problem
+from gpt.training.run_dir import load_config, load_tokenizer
+from gpt.training.steps import make_eval_step
+
+
+def score_run(run_dir: Path, step: int | None = None, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """One row a metric over the whole validation split: `task`, `metric`, `value`, `n` and `step`.
+
+    `step` names a checkpoint (None: the latest). `overrides` change the saved config, for
+    instance to score another token store.
+    """
+    load_config(run_dir)  # says so when the directory is no run
+    config = gin_io.load([run_dir / "config.gin"], overrides)
+    config = dataclasses.replace(config, tokenizer=TokenizerConfig(path=str(run_dir / "tokenizer")))
+    problem = load_problem(config, load_tokenizer(run_dir), whole_validation=True)
+    mesh = make_mesh(config.mesh)
+    params, step = load_params(run_dir, mesh, step)
+    scores = evaluate(make_eval_step(config.model, problem.objective), params, problem, mesh)
+    task = config.task.name or "language_modeling"
+    return [{"task": task, "metric": name, "value": value, "n": n, "step": step} for name, (value, n) in scores.items()]

@@ -1,0 +1,1 @@
+"""From a config to trained weights: optimizer, state, steps, loop, checkpoints."""

@@ -1,0 +1,92 @@
+"""The update rule of the paper (section 4.1), as OpenAI's released code executes it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gpt.config import OptimizerConfig
+
+DECAYED = ("kernel", "token_embedding", "position_embedding")
+"""Last path elements of the parameters that decay: "all non bias or gain weights"."""
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Global-norm clipping, then `openai_adam` or `optax.adamw`, over `num_steps` updates."""
+    schedule = make_schedule(config, num_steps)
+    if config.name == "openai_adam":
+        update_rule = openai_adam(schedule, config.b1, config.b2, config.epsilon, config.weight_decay)
+    else:
+        update_rule = optax.adamw(
+            schedule, config.b1, config.b2, config.epsilon, weight_decay=config.weight_decay, mask=decay_mask
+        )
+    if config.max_grad_norm is None:
+        return update_rule
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), update_rule)
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Learning rate of the update that follows `count` earlier ones.
+
+    With x = n / num_steps, n counted from 1, and warm-up up to x = w: the original's linear decay
+    multiplies the warm-up too, and its cosine is not restarted after warm-up. The last update,
+    x = 1, is null unless the schedule is constant.
+    """
+    warmup = config.warmup_fraction if config.warmup_fraction is not None else config.warmup_steps / num_steps
+
+    def schedule(count):
+        x = (count + 1) / num_steps
+        ramp = jnp.where(x <= warmup, x / warmup, 1.0) if warmup else 1.0
+        if config.schedule == "linear":
+            factor = ramp * (1 - x)
+        elif config.schedule == "cosine":
+            factor = jnp.where(x <= warmup, ramp, 0.5 * (1 + jnp.cos(jnp.pi * x)))
+        else:
+            factor = ramp
+        return config.learning_rate * factor
+
+    return schedule
+
+
+def decay_mask(params: Any) -> Any:
+    """True for each parameter that takes weight decay, in the structure of `params`.
+
+    By name, because the stacked layer axis gives biases and gains rank 2.
+    """
+    return jax.tree.map_with_path(lambda path, _leaf: path[-1].key in DECAYED, params)
+
+
+class OpenAIAdamState(NamedTuple):
+    """Updates made so far, and both moments in the structure of the parameters."""
+
+    count: Any
+    mu: Any
+    nu: Any
+
+
+def openai_adam(
+    schedule: optax.Schedule, b1: float, b2: float, epsilon: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Adam as in OpenAI's released `opt.py`.
+
+    It differs from `optax.adamw` twice: epsilon is added to the root of the *uncorrected* second
+    moment, and the bias-correction ratio multiplies the weight decay as well.
+    """
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return OpenAIAdamState(jnp.zeros([], jnp.int32), zeros, zeros)
+
+    def update(gradients, state, params):
+        n = state.count + 1
+        rate = schedule(state.count) * jnp.sqrt(1 - b2**n) / (1 - b1**n)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, gradients)
+        updates = jax.tree.map(
+            lambda m, v, p, decays: -rate * (m / (jnp.sqrt(v) + epsilon) + (weight_decay * p if decays else 0.0)),
+            mu, nu, params, decay_mask(params),
+        )  # fmt: skip
+        return updates, OpenAIAdamState(n, mu, nu)
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,83 @@
+"""What a run says while it works: metrics.jsonl and TensorBoard always, a bar on a terminal, lines in a log."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gpt.training.run_dir import read_metrics, write_atomically
+
+
+class Report:
+    """The log of one run, continued from `start_step`: lines of later steps, which will be made again, are dropped."""
+
+    def __init__(self, run_dir: Path, start_step: int, num_steps: int, title: str):
+        # Imported here because it takes a second, which `--help` and bad settings should not wait for.
+        from tensorboardX import SummaryWriter
+
+        kept = [line for line in read_metrics(run_dir) if line["step"] <= start_step]
+        path = run_dir / "metrics.jsonl"
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(run_dir / "events"), purge_step=start_step + 1)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._start_step, self._num_steps, self._start = start_step, num_steps, time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=num_steps, completed=start_step, status="compiling")
+
+    def __enter__(self) -> "Report":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        self._file.close()
+        self._events.close()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step`."""
+        self._bar.update(self._task, completed=step)
+
+    def say(self, text: str) -> None:
+        """One line for people, above the bar or in the log."""
+        self._console.print(text, markup=False)
+
+    def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """Keeps the values of `kind` ("train" or "validation") at `step`, and shows them."""
+        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
+        text = ", ".join(_format(name, value) for name, value in values.items())
+        if kind == "train" and not self._bar.disable:
+            self._bar.update(self._task, status=text)
+        else:
+            self.say(f"step {step}/{self._num_steps} {kind}: {text}{self._time_left(step)}")
+
+    def _time_left(self, step: int) -> str:
+        done = step - self._start_step
+        if not done:
+            return ""
+        seconds = (time.monotonic() - self._start) / done * (self._num_steps - step)
+        return f", {int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d} left"
+
+
+_SHOWN = {"tokens_per_second": "{:,.0f} tokens/s", "mfu": "MFU {:.1%}", "learning_rate": "lr {:.2e}"}
+
+
+def _format(name: str, value: float) -> str:
+    return _SHOWN.get(name, name + " {:.4g}").format(value)

@@ -1,0 +1,92 @@
+"""The directory of a run: what it was asked for, and what came of it.
+
+    config.gin          every setting of the run, to start or evaluate it again
+    tokenizer/          a copy of the vocabulary, so that the run stands alone
+    checkpoints/STEP/   parameters and optimizer state
+    metrics.jsonl       one JSON object a log line, steps ascending
+    result.json         the summary, once the run is finished
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gpt import gin_io
+from gpt.config import RunConfig
+from gpt.errors import ConfigError, DataError
+from gpt.text.tokenizer import Tokenizer
+
+
+def open_run(config: RunConfig, tokenizer: Tokenizer) -> Path:
+    """The run directory of `config`, created, or found with the same config in it.
+
+    Raises:
+      ConfigError: another config was used in this directory; names the differing settings.
+      DataError: it cannot be written.
+    """
+    run_dir = Path(config.output_dir)
+    if (run_dir / "config.gin").exists():
+        changed = gin_io.differences(load_config(run_dir), config)
+        if changed:
+            raise ConfigError(
+                f"RunConfig.output_dir = {config.output_dir!r} holds a run of another config: {'; '.join(changed)}. "
+                "Repeat that run's settings to resume it, or set another RunConfig.output_dir"
+            )
+    elif run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise ConfigError(
+            f"RunConfig.output_dir = {config.output_dir!r} exists and is not a run directory: "
+            "set a new path, so that nothing in it is overwritten"
+        )
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not (run_dir / "tokenizer").exists():
+            tokenizer.save(run_dir / "tokenizer")
+        # Last, because it marks the directory as a run that can be resumed.
+        write_atomically(run_dir / "config.gin", gin_io.format_config(config))
+    except OSError as error:
+        raise DataError(f"cannot write to RunConfig.output_dir = {config.output_dir!r}: {error}") from error
+    return run_dir
+
+
+def load_config(run_dir: Path) -> RunConfig:
+    """The config a run was started with; DataError when the directory is no run."""
+    path = run_dir / "config.gin"
+    if not path.exists():
+        raise DataError(f"{str(run_dir)!r} is not a run directory: there is no config.gin in it")
+    return gin_io.load([path])
+
+
+def load_tokenizer(run_dir: Path) -> Tokenizer:
+    """The run's own copy of its vocabulary."""
+    return Tokenizer.load(run_dir / "tokenizer")
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """The summary of a finished run; None when it is not finished."""
+    path = run_dir / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def write_result(run_dir: Path, result: dict[str, Any]) -> None:
+    """Keeps the summary, which marks the run as finished."""
+    write_atomically(run_dir / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The log lines of a run so far, oldest first; a line cut short by a crash is left out."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces the file at `path` by one holding `text`, or leaves it as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,53 @@
+"""The state of training: what a checkpoint holds and an update replaces."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+
+from gpt.config import ModelConfig
+from gpt.model.gpt import Params, init_params
+from gpt.sharding import state_shardings
+
+
+class TrainState(NamedTuple):
+    """Updates made, parameters (float32), and the optimizer's moments."""
+
+    step: Int[Array, ""]
+    params: Params
+    optimizer_state: optax.OptState
+
+
+def create_state(
+    model_config: ModelConfig,
+    num_outputs: int | None,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, ""],
+    mesh: Mesh,
+) -> tuple[TrainState, TrainState]:
+    """A fresh state, made on the mesh it will live on, and the sharding of each of its leaves."""
+
+    def create(key) -> TrainState:
+        params = init_params(model_config, key, num_outputs)
+        return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+
+    shardings = state_shardings(mesh, jax.eval_shape(create, key))
+    return jax.jit(create, out_shardings=shardings)(key), shardings
+
+
+def transfer(params: Params, pretrained: Params) -> Params:
+    """`params` with the transformer of `pretrained`; rows of tokens it did not have keep their fresh values.
+
+    Raises:
+      ValueError: a parameter of the transformer is missing or of another shape.
+    """
+    fresh, trained = params["transformer"], pretrained["transformer"]
+    rows = trained["token_embedding"].shape[0]
+    table = jnp.concatenate([trained["token_embedding"], fresh["token_embedding"][rows:]])
+    transferred = {**trained, "token_embedding": table}
+    if jax.tree.map(jnp.shape, transferred) != jax.tree.map(jnp.shape, fresh):
+        raise ValueError("the pretrained transformer has another shape than ModelConfig describes")
+    return {**params, "transformer": jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), transferred, fresh)}

@@ -1,0 +1,167 @@
+"""The compiled steps: one update, and one look at held-out data.
+
+A loss is given as *counts*, which depend on the batch alone, and *totals*, which are summed over
+whatever part of the batch is at hand. Dividing the totals of each part by the counts of the whole
+batch makes accumulated gradients equal those of the undivided batch, padding or not.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from gpt.config import ModelConfig, TaskConfig
+from gpt.data.batches import TaskBatch, TextBatch
+from gpt.model.gpt import GPT, Params, bind
+from gpt.objectives import classification_losses, sequence_losses, token_losses
+from gpt.training.state import TrainState
+
+Scalars = dict[str, Float[Array, ""]]
+MASKED_SCORE = -1e9
+
+
+class Objective(Protocol):
+    """What is minimised: the sum over `coefficients` of coefficient x total / count."""
+
+    coefficients: dict[str, float]
+
+    def counts(self, batch) -> Scalars:
+        """Number of terms in each total of the whole batch."""
+        ...
+
+    def totals(self, model: GPT, batch, key: Key[Array, ""] | None) -> tuple[Scalars, Array | None]:
+        """Summed losses of (a part of) a batch, and the task's scores [B, N] if there is one."""
+        ...
+
+
+class LanguageModelObjective:
+    """L1 of the paper (eq. 1): every token from those before it."""
+
+    coefficients = {"lm_loss": 1.0}  # noqa: RUF012 - constant
+
+    def counts(self, batch: TextBatch) -> Scalars:
+        """Target tokens."""
+        return {"lm_loss": batch.weights.sum()}
+
+    def totals(self, model: GPT, batch: TextBatch, key: Key[Array, ""] | None) -> tuple[Scalars, None]:
+        """Sum of -log P over the target tokens."""
+        hidden = model.transformer(batch.tokens[:, :-1], key)
+        losses = token_losses(model.transformer.logits(hidden), batch.tokens[:, 1:])
+        return {"lm_loss": (losses * batch.weights).sum()}, None
+
+
+class TaskObjective:
+    """L3 = L2 + lambda L1 of the paper (eq. 5), averaged as OpenAI's code does.
+
+    The task loss is a mean over examples; the language-model loss is a mean over sequences (all
+    candidates, right and wrong) of each sequence's own mean.
+    """
+
+    def __init__(self, config: TaskConfig):
+        self._dropout_rate = config.classifier_dropout_rate
+        self.coefficients = {"task_loss": 1.0}
+        if config.lm_coef > 0:
+            self.coefficients["lm_loss"] = config.lm_coef
+
+    def counts(self, batch: TaskBatch) -> Scalars:
+        """Examples, and sequences."""
+        sequences = (batch.weights.max(-1) * batch.example_weights[:, None]).sum()
+        return {"task_loss": batch.example_weights.sum(), "lm_loss": sequences}
+
+    def totals(self, model: GPT, batch: TaskBatch, key: Key[Array, ""] | None) -> tuple[Scalars, Array]:
+        """Summed losses, and the scores of the classes or candidates."""
+        assert model.head is not None
+        body_key, head_key = (None, None) if key is None else jax.random.split(key)
+        num_examples, num_candidates, length = batch.tokens.shape
+        hidden = model.transformer(batch.tokens.reshape(-1, length), body_key)
+
+        by_candidate = model.head(
+            hidden.reshape(num_examples, num_candidates, length, -1), batch.extract, self._dropout_rate, head_key
+        )
+        is_choice = by_candidate.shape[-1] == 1
+        # Examples with fewer candidates than the batch holds have empty sequences in their place.
+        filled = batch.weights.max(-1) > 0
+        scores = jnp.where(filled, by_candidate[..., 0], MASKED_SCORE) if is_choice else by_candidate[:, 0]
+        totals = {"task_loss": (classification_losses(scores, batch.labels) * batch.example_weights).sum()}
+
+        if "lm_loss" not in self.coefficients:  # the largest matrix product of a small model, for nothing
+            return totals, scores
+        logits = model.transformer.logits(hidden).reshape(*batch.tokens.shape, -1)
+        lm_losses = sequence_losses(logits, batch.tokens, batch.weights)
+        totals["lm_loss"] = (lm_losses * batch.example_weights[:, None]).sum()
+        return totals, scores
+
+
+class Evaluation(NamedTuple):
+    """One batch of held-out data: summed losses, their counts, and the task's scores [B, N] if there is one."""
+
+    totals: Scalars
+    counts: Scalars
+    scores: Array | None
+
+
+def make_eval_step(model_config: ModelConfig, objective: Objective) -> Callable[[Params, TextBatch | TaskBatch], Evaluation]:
+    """The compiled evaluation of one batch, dropout off."""
+
+    @jax.jit
+    def eval_step(params: Params, batch) -> Evaluation:
+        totals, scores = objective.totals(bind(model_config, params), batch, key=None)
+        return Evaluation(totals, objective.counts(batch), scores)
+
+    return eval_step
+
+
+def make_train_step(
+    model_config: ModelConfig,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    dropout_key: Key[Array, ""],
+    accumulation_steps: int,
+    shardings: TrainState,
+) -> Callable[[TrainState, TextBatch | TaskBatch], tuple[TrainState, Scalars]]:
+    """The compiled update; the old state's memory is given to the new one.
+
+    Dropout depends on (dropout_key, step, part) only. Metrics are each loss, their weighted sum
+    `loss`, and `gradient_norm` before clipping.
+    """
+
+    def loss_of_part(params, counts, part, key):
+        totals, _ = objective.totals(bind(model_config, params), part, key)
+        means = {name: totals[name] / counts[name] for name in totals}
+        return sum(objective.coefficients[name] * mean for name, mean in means.items()), means
+
+    def accumulate(params, batch, key):
+        gradient_of_part = jax.grad(loss_of_part, has_aux=True)
+        counts = objective.counts(batch)
+        if accumulation_steps == 1:
+            return gradient_of_part(params, counts, batch, key)
+        # Part i takes every accumulation_steps-th row, so that each stays spread over all devices.
+        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, accumulation_steps, *leaf.shape[1:]).swapaxes(0, 1), batch)
+
+        def add_part(sums, indexed_part):
+            index, part = indexed_part
+            contribution = gradient_of_part(params, counts, part, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, sums, contribution), None
+
+        shapes = jax.eval_shape(gradient_of_part, params, counts, jax.tree.map(lambda leaf: leaf[0], parts), key)
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        return jax.lax.scan(add_part, zeros, (jnp.arange(accumulation_steps), parts))[0]
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
+    def train_step(state: TrainState, batch) -> tuple[TrainState, Scalars]:
+        key = jax.random.fold_in(dropout_key, state.step)
+        gradients, means = accumulate(state.params, batch, key)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": sum(objective.coefficients[name] * mean for name, mean in means.items()),
+            **means,
+            "gradient_norm": optax.global_norm(gradients),
+        }
+        return TrainState(state.step + 1, params, optimizer_state), metrics
+
+    return train_step

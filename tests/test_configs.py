@@ -1,0 +1,98 @@
+"""Every shipped config: it is read, says what it said before, and holds the published numbers.
+
+After an intended change, `GPT_UPDATE_GOLDEN=1 pytest tests/test_configs.py` writes the golden texts anew.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gpt import gin_io
+from gpt.config import ModelConfig, RunConfig
+from gpt.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+GOLDEN = Path(__file__).parent / "golden" / "configs"
+PRETRAIN = CONFIGS / "run" / "pretrain.gin"
+FILES = sorted(CONFIGS.rglob("*.gin"))
+
+BASIC = ("RunConfig.output_dir=runs/new", "TokenizerConfig.path=tokenizer")
+PRETRAINING = (*BASIC, "DataConfig.token_store=tokens")
+FINE_TUNING = (*BASIC, "RunConfig.init_from=runs/pretrained")
+
+
+def golden_name(file: Path) -> str:
+    """`task-cola.txt` for configs/task/cola.gin."""
+    return "-".join(file.relative_to(CONFIGS).with_suffix(".txt").parts)
+
+
+def load(file: Path) -> RunConfig:
+    """The config of one file as it is meant to be used, with its required settings filled."""
+    if file.parent.name == "model":
+        return gin_io.load([PRETRAIN, file], PRETRAINING)
+    if file == PRETRAIN:
+        return gin_io.load([file], PRETRAINING)
+    if file.stem == "finetune":
+        return gin_io.load([file], [*FINE_TUNING, "TaskConfig.name=cola"])
+    return gin_io.load([file], FINE_TUNING)
+
+
+@pytest.mark.parametrize("file", FILES, ids=golden_name)
+def test_a_config_resolves_to_its_golden_text(file: Path) -> None:
+    golden = GOLDEN / golden_name(file)
+    text = gin_io.format_config(load(file))
+    if os.environ.get("GPT_UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text(), f"{file.name} has changed: read the head of this file"
+
+
+def test_every_golden_text_belongs_to_a_config() -> None:
+    assert {path.name for path in GOLDEN.iterdir()} == set(map(golden_name, FILES))
+
+
+@pytest.mark.parametrize("file", FILES, ids=golden_name)
+def test_the_text_of_a_config_is_read_back_to_an_equal_config(file: Path, tmp_path: Path) -> None:
+    config = load(file)
+    saved = tmp_path / "config.gin"
+    saved.write_text(gin_io.format_config(config))
+    assert gin_io.load([saved]) == config
+
+
+def test_gpt1_is_the_default_and_sets_every_number_of_the_architecture() -> None:
+    assert load(CONFIGS / "model" / "gpt1.gin").model == ModelConfig()
+    text = (CONFIGS / "model" / "gpt1.gin").read_text()
+    left_open = {field for field in vars(ModelConfig()) if f"ModelConfig.{field} =" not in text}
+    assert left_open == {"num_special_tokens", "compute_dtype", "scan_layers"}
+
+
+def test_a_model_file_leaves_the_special_tokens_to_the_run() -> None:
+    files = [CONFIGS / "task" / "cola.gin", CONFIGS / "model" / "gpt1_small.gin"]
+    model = gin_io.load(files, FINE_TUNING).model
+    assert (model.num_layers, model.num_special_tokens) == (6, 3)
+
+
+def test_pretraining_follows_the_paper() -> None:
+    config = load(PRETRAIN)
+    assert config.is_pretraining
+    assert (config.batch_size, config.num_epochs) == (64, 100)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_steps) == (2.5e-4, "cosine", 2000)
+    assert (optimizer.name, optimizer.weight_decay) == ("openai_adam", 0.01)
+
+
+@pytest.mark.parametrize("name", ["cola", "sst2", "rte"])
+def test_fine_tuning_follows_the_paper(name: str) -> None:
+    config = load(CONFIGS / "task" / f"{name}.gin")
+    assert (config.task.name, config.task.lm_coef, config.task.classifier_dropout_rate) == (name, 0.5, 0.1)
+    assert (config.batch_size, config.num_epochs, config.model.num_special_tokens) == (32, 3, 3)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule) == (6.25e-5, "linear")
+    assert (optimizer.warmup_steps, optimizer.warmup_fraction) == (None, 0.002)
+
+
+def test_a_task_asks_for_the_weights_to_start_from_and_none_is_an_answer() -> None:
+    task = CONFIGS / "task" / "cola.gin"
+    with pytest.raises(ConfigError, match=r"RunConfig\.init_from \(REQUIRED in .*finetune\.gin:\d+\)"):
+        gin_io.load([task], BASIC)
+    assert gin_io.load([task], [*BASIC, "RunConfig.init_from=None"]).init_from is None

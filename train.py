@@ -1,0 +1,34 @@
+"""Pretrain, or fine-tune on a task: flags -> config -> gpt.training.loop.train.
+
+    train.py --gin_file=configs/run/pretrain.gin [--gin_file=...] [--gin.Section.field=value ...]
+
+Repeat the command to continue an interrupted run. The last line on standard output is one JSON
+object: run directory, final step, final losses.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from gpt import gin_io
+from gpt.cli.launch import parse_flags, run_guarded
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the training that the flags describe."""
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__)
+    parser.add_argument(
+        "--gin_file", action="append", default=[], metavar="FILE", help="a gin config; repeatable, later files win"
+    )
+    args, overrides = parse_flags(parser, argv)
+    config = gin_io.load(args.gin_file, overrides)
+
+    from gpt.training.loop import train  # starts JAX: only once all settings hold
+
+    print(json.dumps(train(config)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_guarded(main))
