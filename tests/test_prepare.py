@@ -362,6 +362,19 @@ class TestInOneProcess:
         assert 0 < continued.megabytes < 0.6 * whole.megabytes
         assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
+    @pytest.mark.usefixtures("small_parts")
+    def test_parts_of_another_tokenizer_are_not_taken_over(
+        self, tokenizer: Tokenizer, corpus: list[str], tmp_path: Path
+    ) -> None:
+        write(tmp_path / "29.txt", b"\xff")
+        with pytest.raises(DataError, match="is not UTF-8"):
+            prepare(corpus, tokenizer, tmp_path / "store")
+        write(tmp_path / "29.txt", sentence(29))
+        other = train_bpe([sentence(0)], 45)
+        prepare(corpus, other, tmp_path / "store")
+        prepare(corpus, other, tmp_path / "undisturbed")
+        assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
+
     def test_bad_input_leaves_nothing_behind(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         item = write(tmp_path / "a.txt", b"\0")
         with pytest.raises(DataError, match="NUL byte"):
@@ -476,6 +489,7 @@ def test_a_killed_run_leaves_no_store_and_no_process_and_is_continued(
     else:
         assert process.returncode == 75
         assert errors.endswith("the same command continues\n")
+        assert "Traceback" not in errors
     wait_until_gone(process.pid)
     assert not (tmp_path / "store").exists()
 
