@@ -2,16 +2,19 @@
 
 Docstrings are read from the sources with `ast`; nothing is imported. A *unit* is a top-level
 module with all that it contains, or one topic of `help()`. Units are held out whole, and no
-paragraph that a held-out unit contains is trained on, so that nothing leaks.
+paragraph that begins like one of a held-out unit is trained on, so that nothing leaks.
 """
 
 import ast
 import hashlib
 import inspect
+import itertools
 import json
+import os
 import random
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,26 +27,37 @@ AREAS: dict[str, str] = {
     "data": "_collections_abc _pydatetime _pydecimal _pylong abc bisect calendar collections colorsys copy datetime "
     "decimal enum fractions functools graphlib hashlib heapq hmac ipaddress numbers operator random secrets "
     "statistics types typing uuid weakref",
-    "development": "__future__ _aix_support _pyrepl argparse ast bdb cProfile code codeop compileall contextlib "
+    "development": "__future__ _aix_support argparse ast bdb cProfile code codeop compileall contextlib "
     "dataclasses dis distutils doctest ensurepip faulthandler getopt imp importlib inspect linecache logging "
     "modulefinder optparse pdb pickletools pkgutil platform pprint profile pstats py_compile pyclbr pydoc reprlib "
     "runpy site symtable sysconfig tabnanny timeit token tokenize trace traceback tracemalloc unittest venv warnings "
     "zipapp zipimport",
     "files": "_compression _pyio aifc base64 bz2 codecs compression configparser csv dbm difflib encodings filecmp "
     "fileinput fnmatch genericpath gettext glob gzip io json locale lzma mimetypes netrc nturl2path ntpath os pathlib "
-    "pickle plistlib posixpath quopri re shelve shutil sqlite3 stat string stringprep struct sunau tarfile tempfile "
-    "textwrap tomllib wave xdrlib xml zipfile",
-    "interface": "_pyrepl cmd curses getpass idlelib pty rlcompleter sre_constants tkinter tty turtle turtledemo "
-    "webbrowser",
+    "pickle plistlib posixpath quopri re shelve shutil sqlite3 sre_constants stat string stringprep struct sunau "
+    "tarfile tempfile textwrap tomllib wave xdrlib xml zipfile",
+    "interface": "_pyrepl cmd curses getpass idlelib pty rlcompleter tkinter tty turtle turtledemo webbrowser",
     "internet": "asynchat asyncore cgi cgitb email ftplib html http imaplib mailbox mailcap nntplib poplib smtpd "
     "smtplib socket socketserver ssl telnetlib urllib wsgiref xmlrpc",
 }
 """Top-level modules of each part of the library, over all supported versions of Python."""
 
 _AREA_OF = {module: area for area, modules in AREAS.items() for module in modules.split()}
-_NOT_DOCUMENTATION = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "_vendor", "_bundled"}
+_NOT_DOCUMENTATION = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "lib2to3",
+    "pydoc_data",
+    "_vendor",
+}
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_TOPIC = "topic "
 _HELD_OUT_SHARE = 0.18
 _MIN_WORDS, _MAX_WORDS = 8, 60
+_NOT_PROSE = re.compile(r"\s*(>>>|\.\.\.|\$|\|)|\W+$")  # lines of examples, tables, and underlines
 _WRONG_ENDINGS = 3  # training rows a pair of paragraphs gives, each with another wrong one
 
 
@@ -73,12 +87,14 @@ def read_corpus(stdlib: Path | None = None) -> Corpus:
         raise DataError(f"{str(stdlib)!r} holds no Python sources with docstrings: is this a whole Python?")
     held_out = _held_out_units(documents)
     validation = [document for document in documents if document.unit in held_out]
-    hidden = {paragraph for document in validation for paragraph in document.paragraphs}
+    hidden = {_gist(paragraph) for document in validation for paragraph in document.paragraphs}
     train = []
     for unit, paragraphs in documents:
-        seen = tuple(paragraph for paragraph in paragraphs if paragraph not in hidden)
-        if unit not in held_out and seen:
-            train.append(Document(unit, seen))
+        # A gap ends the document, as the paragraphs around it do not follow one another.
+        # Of a held-out unit nothing remains: all that it contains is hidden.
+        for is_hidden, run in itertools.groupby(paragraphs, key=lambda paragraph: _gist(paragraph) in hidden):
+            if not is_hidden:
+                train.append(Document(unit, tuple(run)))
     return Corpus(train, validation)
 
 
@@ -96,30 +112,39 @@ def write_corpus(corpus: Corpus, directory: Path) -> None:
 
 
 def _docstrings(stdlib: Path) -> Iterator[Document]:
-    for path in sorted(stdlib.rglob("*.py")):
-        relative = path.relative_to(stdlib)
-        if _NOT_DOCUMENTATION & set(relative.parts) or relative.parts[0] == "pydoc_data":
-            continue
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError, OSError):  # a template or a broken file is not documentation
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                paragraphs = _prose(ast.get_docstring(node) or "")
-                if paragraphs:
-                    yield Document(relative.parts[0].removesuffix(".py"), paragraphs)
+    for path in _sources(stdlib):
+        tree = _parse(path)
+        nodes = [node for node in ast.walk(tree) if isinstance(node, _DOCUMENTED)]
+        for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):  # the module itself has no line
+            paragraphs = _prose(ast.get_docstring(node, clean=False) or "")
+            if paragraphs:
+                yield Document(path.relative_to(stdlib).parts[0].removesuffix(".py"), paragraphs)
 
 
 def _topics(path: Path) -> Iterator[Document]:
-    if not path.exists():
-        return
-    for node in ast.parse(path.read_bytes()).body:
+    for node in _parse(path).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             for name, text in sorted(ast.literal_eval(node.value).items()):
                 paragraphs = _prose(text)
                 if paragraphs:
-                    yield Document(f"topic {name}", paragraphs)
+                    yield Document(f"{_TOPIC}{name}", paragraphs)
+
+
+def _sources(stdlib: Path) -> Iterator[Path]:
+    """The Python files at `stdlib`, sorted, without entering directories that hold no documentation."""
+    for directory, subdirectories, names in os.walk(stdlib):
+        subdirectories[:] = sorted(set(subdirectories) - _NOT_DOCUMENTATION)
+        yield from (Path(directory, name) for name in sorted(names) if name.endswith(".py"))
+
+
+def _parse(path: Path) -> ast.Module:
+    """The syntax tree of a file; an empty one if it cannot be read: it documents nothing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of "\d" in old sources, an error under `python -W error`
+            return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return ast.Module(body=[], type_ignores=[])
 
 
 def _prose(text: str) -> tuple[str, ...]:
@@ -127,14 +152,13 @@ def _prose(text: str) -> tuple[str, ...]:
     paragraphs = []
     for block in re.split(r"\n\s*\n", inspect.cleandoc(text)):
         lines = block.splitlines()
-        if any(line.lstrip().startswith((">>>", "...", "$", "|", "==", "--", "**")) for line in lines):
+        if any(map(_NOT_PROSE.match, lines)) or all(line.startswith("    ") for line in lines):
             continue
-        if all(line.startswith("    ") for line in lines):
-            continue
-        words = " ".join(block.split())
-        letters = sum(character.isalpha() or character == " " for character in words)
-        if len(words.split()) >= 3 and letters > 0.8 * len(words):
-            paragraphs.append(words)
+        words = block.split()
+        paragraph = " ".join(words)
+        letters = sum(character.isalpha() or character == " " for character in paragraph)
+        if len(words) >= 3 and letters > 0.8 * len(paragraph):
+            paragraphs.append(paragraph)
     return tuple(paragraphs)
 
 
@@ -142,7 +166,8 @@ def _held_out_units(documents: Sequence[Document]) -> set[str]:
     """In every area, and among the topics, whole units until they hold a given share of the text."""
     sizes: dict[str, dict[str, int]] = {}
     for unit, paragraphs in documents:
-        units = sizes.setdefault(_AREA_OF.get(unit, unit.split()[0] if " " in unit else "other"), {})
+        stratum = _TOPIC if unit.startswith(_TOPIC) else _AREA_OF.get(unit, "")
+        units = sizes.setdefault(stratum, {})
         units[unit] = units.get(unit, 0) + sum(map(len, paragraphs))
     held_out = set()
     for units in sizes.values():
@@ -177,25 +202,30 @@ def _area_rows(documents: Sequence[Document]) -> Iterator[dict]:
 
 
 def _next_rows(documents: Sequence[Document], wrong_endings: int) -> Iterator[dict]:
+    pairs: dict[tuple[str, str], str] = {}
+    for unit, paragraphs in documents:
+        texts = [_first_words(text) for text in paragraphs if len(text.split()) >= _MIN_WORDS]
+        pairs |= dict.fromkeys(itertools.pairwise(texts), unit)
+    # Wrong endings are right elsewhere: were opening paragraphs among them, their style would give them away.
+    endings = [(unit, following) for (_, following), unit in pairs.items()]
     generator = random.Random(0)
-    long_enough = [
-        Document(unit, tuple(_first_words(text) for text in paragraphs if len(text.split()) >= _MIN_WORDS))
-        for unit, paragraphs in documents
-    ]
-    pool = [(unit, text) for unit, paragraphs in long_enough for text in paragraphs]
-    for unit, paragraphs in long_enough:
-        for context, following in zip(paragraphs, paragraphs[1:], strict=False):
-            for _ in range(wrong_endings):
-                other_unit, wrong = generator.choice(pool)
-                if other_unit == unit or wrong == following:
-                    continue
-                label = generator.randrange(2)
+    labels = itertools.cycle((0, 1))
+    for (context, following), unit in pairs.items():
+        for _ in range(wrong_endings):
+            other_unit, wrong = generator.choice(endings)
+            if other_unit != unit and wrong != following:
+                label = next(labels)
                 choices = [wrong, following] if label else [following, wrong]
                 yield {"context": context, "choices": choices, "label": label}
 
 
 def _first_words(text: str) -> str:
     return " ".join(text.split()[:_MAX_WORDS])
+
+
+def _gist(paragraph: str) -> str:
+    """What two copies of a paragraph have in common: the letters of its first words."""
+    return re.sub(r"[\W\d_]+", " ", _first_words(paragraph)).strip().lower()
 
 
 def _write_rows(path: Path, rows: Iterator[dict]) -> None:
