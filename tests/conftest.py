@@ -1,0 +1,23 @@
+"""Four CPU devices for the sharding tests, and shapes and types checked at every call of `gpt`."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("gpt", "beartype.beartype")  # before the first import of gpt
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "gpt-jax"))
+
+import jax
+
+# Eight devices on two cores abort at random in a rendezvous. Child processes see one device.
+jax.config.update("jax_num_cpu_devices", 4)
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The directory with OpenAI's files and real data sets, named by GPT_TEST_ASSETS."""
+    if "GPT_TEST_ASSETS" not in os.environ:
+        pytest.skip("GPT_TEST_ASSETS is not set: it names a directory with OpenAI's files and real data")
+    return Path(os.environ["GPT_TEST_ASSETS"])
