@@ -1,6 +1,6 @@
 """Score a run on its validation split, by the config it saved: perplexity of text, or a task's metric.
 
-    eval.py --run=DIR [--step=N] [--json] [--gin.Section.field=value ...]
+eval.py --run=DIR [--step=N] [--json] [--gin.Section.field=value ...]
 """
 
 import argparse

@@ -22,7 +22,9 @@ PROMPT = "Return the name of the"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=42, help="of weights, data order and dropout (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=42, help="of weights, data order and dropout (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object a result on standard output")
 
 
@@ -71,7 +73,9 @@ def _prepare_data(output: Path) -> None:
 def _config_files(names: tuple[str, ...]) -> list[Path]:
     configs = Path(gpt.__file__).parents[1] / "configs"
     if not configs.is_dir():
-        raise DataError(f"{str(configs)!r} is missing: run the quickstart from a checkout, installed with `pip install -e .`")
+        raise DataError(
+            f"{str(configs)!r} is missing: run the quickstart from a checkout, installed with `pip install -e .`"
+        )
     return [configs / f"{name}.gin" for name in names]
 
 

@@ -153,7 +153,9 @@ def _epoch_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) ->
     return generator.permutation(by_length.reshape(steps, batch_size), axis=0)
 
 
-def _collate(examples: TaskExamples, rows: Sequence[int] | np.ndarray, batch_size: int, context_length: int) -> TaskBatch:
+def _collate(
+    examples: TaskExamples, rows: Sequence[int] | np.ndarray, batch_size: int, context_length: int
+) -> TaskBatch:
     longest = max(len(ids) for row in rows for ids in examples.sequences[row])
     length = next(bucket for bucket in length_buckets(context_length) if bucket >= longest)
     num_sequences = max(len(examples.sequences[row]) for row in rows)

@@ -68,9 +68,7 @@ def _read_jsonl(lines: Iterator[bytes], path: Path) -> Iterator[Row]:
 
 def _read_table(lines: Iterator[bytes], path: Path) -> Iterator[Row]:
     dialect = (
-        {"delimiter": ",", "strict": True}
-        if path.suffix == ".csv"
-        else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        {"delimiter": ",", "strict": True} if path.suffix == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     )
     table = csv.reader(_decoded_lines(lines, path), **dialect)  # pyright: ignore[reportArgumentType] - literal options
     try:

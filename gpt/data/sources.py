@@ -3,11 +3,11 @@
 import codecs
 import difflib
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt.data.rows import decode, read_rows
 from gpt.errors import DataError
 
 TRAIN, VALIDATION = "train", "validation"
@@ -133,38 +133,12 @@ def _read_item(item: str, text_field: str) -> Iterator[str]:
 
 def _read_text(path: Path, _: str) -> Iterator[str]:
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    yield _decode(content, f"{path}", first_line=1).replace("\r\n", "\n")
-
-
-def _decode(content: bytes, source: str, first_line: int) -> str:
-    zero = content.find(0)
-    if zero >= 0:
-        raise DataError(f"{source}: is not text: a NUL byte at offset {zero}; expected UTF-8")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = first_line + content.count(b"\n", 0, error.start)
-        raise DataError(
-            f"{source}, line {line}: is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}; "
-            "convert it, for example with `iconv -f latin1 -t utf-8`"
-        ) from None
+    yield decode(content, path, first_line=1).replace("\r\n", "\n")
 
 
 def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            source = f"{path}, line {number}"
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if line.isspace():
-                continue
-            try:
-                row = json.loads(_decode(line, f"{path}", first_line=number))
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{source}: is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{source}: expected an object like {{{text_field!r}: ...}}, found {_kind(row)}")
-            yield _text_of(row, text_field, source)
+    for line, row in read_rows(path):
+        yield _text_of(row, text_field, f"{path}, line {line}")
 
 
 def _read_parquet(path: Path, text_field: str) -> Iterator[str]:

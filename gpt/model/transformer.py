@@ -119,7 +119,9 @@ class Transformer(nnx.Module):
         """Hidden states of the last block; dropout is on when a key is given."""
         length = tokens.shape[-1]
         if length > self.config.context_length:
-            raise ValueError(f"{length} tokens do not fit into ModelConfig.context_length = {self.config.context_length}")
+            raise ValueError(
+                f"{length} tokens do not fit into ModelConfig.context_length = {self.config.context_length}"
+            )
         embed_key, block_keys = None, None
         if key is not None:
             embed_key, *rest = jax.random.split(key, 1 + self.config.num_layers)

@@ -23,9 +23,7 @@ class Transform:
 
 CLASSIFICATION = Transform(("text",), lambda row: [(row["text"],)])
 ENTAILMENT = Transform(("text_a", "text_b"), lambda row: [(row["text_a"], row["text_b"])])
-MULTIPLE_CHOICE = Transform(
-    ("context", "choices"), lambda row: [(row["context"], choice) for choice in row["choices"]]
-)
+MULTIPLE_CHOICE = Transform(("context", "choices"), lambda row: [(row["context"], choice) for choice in row["choices"]])
 
 
 class Layout(NamedTuple):

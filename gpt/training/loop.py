@@ -84,7 +84,9 @@ def _train(config: RunConfig, problem: Problem, mesh: Mesh, run_dir: Path, check
             if step % config.checkpoint.save_every_steps == 0 or step == last or signals.received:
                 checkpoints.save(state)
             if signals.received and step < last:
-                raise Preempted(f"{signals.received}: saved step {step} of {last}; the same command continues from there")
+                raise Preempted(
+                    f"{signals.received}: saved step {step} of {last}; the same command continues from there"
+                )
     latest = {line["kind"]: line for line in read_metrics(run_dir)}
     return {"run": str(run_dir), "step": last, **latest, **problem.facts}
 

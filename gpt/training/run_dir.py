@@ -1,10 +1,10 @@
 """The directory of a run: what it was asked for, and what came of it.
 
-    config.gin          every setting of the run, to start or evaluate it again
-    tokenizer/          a copy of the vocabulary, so that the run stands alone
-    checkpoints/STEP/   parameters and optimizer state
-    metrics.jsonl       one JSON object a log line, steps ascending
-    result.json         the summary, once the run is finished
+config.gin          every setting of the run, to start or evaluate it again
+tokenizer/          a copy of the vocabulary, so that the run stands alone
+checkpoints/STEP/   parameters and optimizer state
+metrics.jsonl       one JSON object a log line, steps ascending
+result.json         the summary, once the run is finished
 """
 
 import json

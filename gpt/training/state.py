@@ -50,4 +50,7 @@ def transfer(params: Params, pretrained: Params) -> Params:
     transferred = {**trained, "token_embedding": table}
     if jax.tree.map(jnp.shape, transferred) != jax.tree.map(jnp.shape, fresh):
         raise ValueError("the pretrained transformer has another shape than ModelConfig describes")
-    return {**params, "transformer": jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), transferred, fresh)}
+    return {
+        **params,
+        "transformer": jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), transferred, fresh),
+    }

@@ -104,7 +104,9 @@ class Evaluation(NamedTuple):
     scores: Array | None
 
 
-def make_eval_step(model_config: ModelConfig, objective: Objective) -> Callable[[Params, TextBatch | TaskBatch], Evaluation]:
+def make_eval_step(
+    model_config: ModelConfig, objective: Objective
+) -> Callable[[Params, TextBatch | TaskBatch], Evaluation]:
     """The compiled evaluation of one batch, dropout off."""
 
     @jax.jit

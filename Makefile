@@ -1,0 +1,31 @@
+# Two stamps, two sizes of environment: what runs, and what also tests. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: quickstart test lint help
+help:
+	@echo "make quickstart   pretrain, fine-tune and evaluate a small GPT on this machine, about 5 minutes"
+	@echo "make test         all tests but the slow ones"
+	@echo "make lint         ruff and pyright"
+
+quickstart: $(VENV)/runs.stamp
+	$(BIN)/gpt quickstart
+
+test: $(VENV)/tests.stamp
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/tests.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(VENV)/runs.stamp: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV), once"
+	@start=$$(date +%s); $(PYTHON) -m venv $(VENV) && $(PIP) --editable . && touch $@ && \
+	echo "Set up in $$(( $$(date +%s) - start )) s"
+
+$(VENV)/tests.stamp: $(VENV)/runs.stamp
+	@start=$$(date +%s); $(PIP) --editable '.[dev]' && touch $@ && \
+	echo "Set up for tests in $$(( $$(date +%s) - start )) s"
