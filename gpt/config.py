@@ -9,7 +9,6 @@ fine-tuning code.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 from gpt.errors import ConfigError
@@ -17,7 +16,7 @@ from gpt.errors import ConfigError
 REQUIRED: Any = dataclasses.MISSING
 
 
-def setting(default: Any, help: str) -> Any:  # noqa: A002 - the word argparse uses for the same thing
+def setting(default: Any, help: str) -> Any:
     """A dataclass field with its meaning; `REQUIRED` as default means that it must be set."""
     return dataclasses.field(default=default, metadata={"help": help})
 
@@ -195,10 +194,6 @@ class CheckpointConfig:
         _require(self.keep >= 2, f"CheckpointConfig.keep = {self.keep}: must be at least 2")
 
 
-def _section(config_class: Callable[[], Any]) -> Any:
-    return dataclasses.field(default_factory=config_class)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: pretraining, or fine-tuning when TaskConfig.name is set."""
@@ -215,12 +210,12 @@ class RunConfig:
     evaluation_batches: int | None = setting(None, "validation batches looked at during training; None: all")
 
     tokenizer: TokenizerConfig
-    model: ModelConfig = _section(ModelConfig)
-    data: DataConfig = _section(DataConfig)
-    task: TaskConfig = _section(TaskConfig)
-    optimizer: OptimizerConfig = _section(OptimizerConfig)
-    mesh: MeshConfig = _section(MeshConfig)
-    checkpoint: CheckpointConfig = _section(CheckpointConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         _require_positive(

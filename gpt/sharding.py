@@ -5,6 +5,7 @@ layout of everything in between from the layouts of parameters and batch.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ MESH_AXES_OF: dict[str, tuple[str, ...]] = {
 """Mesh axes that split each logical axis; none means a copy on every device."""
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The device mesh of a run, over all devices unless told which.
 
     Raises:

@@ -3,14 +3,12 @@
 import os
 from pathlib import Path
 
+import jax
 import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("gpt", "beartype.beartype")  # before the first import of gpt
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "gpt-jax"))
-
-import jax
-
+jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "gpt-jax"))
 # Eight devices on two cores abort at random in a rendezvous. Child processes see one device.
 jax.config.update("jax_num_cpu_devices", 4)
 

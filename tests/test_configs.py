@@ -33,6 +33,10 @@ def load(file: Path) -> RunConfig:
         return gin_io.load([PRETRAIN, file], PRETRAINING)
     if file == PRETRAIN:
         return gin_io.load([file], PRETRAINING)
+    if file.stem == "quickstart_pretrain":
+        return gin_io.load([PRETRAIN, CONFIGS / "model" / "tiny.gin", file], PRETRAINING)
+    if file.stem == "quickstart_finetune":
+        return gin_io.load([CONFIGS / "task" / "stdlib_area.gin", CONFIGS / "model" / "tiny.gin", file], FINE_TUNING)
     if file.stem == "finetune":
         return gin_io.load([file], [*FINE_TUNING, "TaskConfig.name=cola"])
     return gin_io.load([file], FINE_TUNING)

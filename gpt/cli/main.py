@@ -20,7 +20,7 @@ def _main() -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = {name: importlib.import_module(f"gpt.cli.{name}") for name in COMMANDS}
     for name, module in modules.items():
-        summary = module.__doc__.splitlines()[0]
+        summary = (module.__doc__ or "").splitlines()[0]
         module.add_arguments(commands.add_parser(name, help=summary, description=module.__doc__))
     args = parser.parse_args()
     return modules[args.command].run(args)

@@ -2,29 +2,32 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from gpt.errors import DataError
 
+Array = Any
+"""A NumPy array on the host; a JAX array inside a compiled step."""
+
 
 class TextBatch(NamedTuple):
     """Windows of running text. `weights` is 0 on targets that do not count (padding of the last batch)."""
 
-    tokens: np.ndarray  # int32 [B, T + 1]: inputs are [:, :-1], targets [:, 1:]
-    weights: np.ndarray  # float32 [B, T]
+    tokens: Array  # int32 [B, T + 1]: inputs are [:, :-1], targets [:, 1:]
+    weights: Array  # float32 [B, T]
 
 
 class TaskBatch(NamedTuple):
     """Labelled examples of C sequences each, right-padded with token 0."""
 
-    tokens: np.ndarray  # int32 [B, C, T]
-    weights: np.ndarray  # float32 [B, C, T]: 1 on real tokens, specials included
-    extract: np.ndarray  # int32 [B, C]: position of the extract token
-    labels: np.ndarray  # int32 [B]
-    example_weights: np.ndarray  # float32 [B]: 0 on padding of the last batch
+    tokens: Array  # int32 [B, C, T]
+    weights: Array  # float32 [B, C, T]: 1 on real tokens, specials included
+    extract: Array  # int32 [B, C]: position of the extract token
+    labels: Array  # int32 [B]
+    example_weights: Array  # float32 [B]: 0 on padding of the last batch
 
 
 class TaskExamples(NamedTuple):

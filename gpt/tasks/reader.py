@@ -57,7 +57,8 @@ def _read_hub(task: Task, split: str) -> tuple[str, Iterator[Row]]:
         raise DataError(f"TaskConfig.data_dir is not set, and this task is not on the hub: {local}")
     source = f"hub data set {task.hub.path}/{task.hub.name}, {split}"
     try:
-        rows = load_dataset(task.hub.path, task.hub.name, split=split).rename_columns(task.hub.columns)
+        rows: Any = load_dataset(task.hub.path, task.hub.name, split=split)
+        rows = rows.rename_columns(task.hub.columns)
     except Exception as error:  # whatever the hub client raises: no network, no such data set, bad cache
         raise DataError(
             f"{source} cannot be read ({type(error).__name__}: {error}); to use local files, {local}"

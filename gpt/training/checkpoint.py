@@ -24,14 +24,14 @@ class Checkpoints:
     """The checkpoints of one run directory, as a context manager that waits for the last save."""
 
     def __init__(self, run_dir: Path, config: CheckpointConfig):
-        directory = (run_dir / "checkpoints").resolve()
-        policy = ocp.training.preservation_policies.LatestN(config.keep)
+        directory = str((run_dir / "checkpoints").resolve())  # Orbax wants an absolute path
+        policy: Any = ocp.training.preservation_policies.LatestN(config.keep)
         try:
             self._checkpointer = ocp.training.Checkpointer(
                 directory, preservation_policy=policy, cleanup_tmp_directories=True
             )
         except OSError as error:
-            raise DataError(f"cannot write checkpoints to {str(directory)!r}: {error}") from error
+            raise DataError(f"cannot write checkpoints to {directory!r}: {error}") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -83,7 +83,7 @@ def load_params(run_dir: Path, mesh: Mesh, step: int | None = None) -> tuple[Par
         there = f"; there are steps {', '.join(map(str, steps))}" if steps else ": train there first"
         raise DataError(f"{str(run_dir)!r} does not hold {wanted}{there}")
     step = steps[-1] if step is None else step
-    path = directory / str(step)
+    path = str(directory / str(step))
     shapes = _as_dicts(ocp.checkpointables_metadata(path).metadata["params"])
     abstract = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),

@@ -1,5 +1,6 @@
 """The update rule of the paper (section 4.1), as OpenAI's released code executes it."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,14 +27,14 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), update_rule)
 
 
-def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+def make_schedule(config: OptimizerConfig, num_steps: int) -> Callable[[Any], Any]:
     """Learning rate of the update that follows `count` earlier ones.
 
     With x = n / num_steps, n counted from 1, and warm-up up to x = w: the original's linear decay
     multiplies the warm-up too, and its cosine is not restarted after warm-up. The last update,
     x = 1, is null unless the schedule is constant.
     """
-    warmup = config.warmup_fraction if config.warmup_fraction is not None else config.warmup_steps / num_steps
+    warmup = (config.warmup_steps or 0) / num_steps if config.warmup_fraction is None else config.warmup_fraction
 
     def schedule(count):
         x = (count + 1) / num_steps

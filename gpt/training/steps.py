@@ -7,7 +7,7 @@ batch makes accumulated gradients equal those of the undivided batch, padding or
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +158,7 @@ def make_train_step(
         key = jax.random.fold_in(dropout_key, state.step)
         gradients, means = accumulate(state.params, batch, key)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": sum(objective.coefficients[name] * mean for name, mean in means.items()),
             **means,
