@@ -1,6 +1,7 @@
 """Reading gin: what wins, what is accepted, and the text of every error."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -340,7 +341,7 @@ def test_settings_that_do_not_go_together_are_named_with_the_lines_that_set_them
     [
         ("\nModelConfig.num_layers 6", 2),
         ("ModelConfig.num_layers =", 1),
-        ("ModelConfig.num_layers = [1,", 2),
+        ("ModelConfig.num_layers = [1,", "[12]"),  # Python 3.12 tells the first line, 3.11 the last
         ("ModelConfig.num_layers = 6 7", 1),
         ("ModelConfig.compute_dtype = bfloat16", 1),
         ("ModelConfig.compute_dtype = 'bfloat16", 1),
@@ -351,8 +352,8 @@ def test_settings_that_do_not_go_together_are_named_with_the_lines_that_set_them
         ("\0", 1),
     ],
 )
-def test_a_syntax_error_names_file_and_line(text: str, line: int) -> None:
-    assert error_of(text).startswith(f"a.gin:{line}: not gin syntax: ")
+def test_a_syntax_error_names_file_and_line(text: str, line: int | str) -> None:
+    assert re.match(rf"a\.gin:{line}: not gin syntax: ", error_of(text))
 
 
 def test_an_unquoted_word_in_a_file_is_named_without_the_parser_s_internals() -> None:

@@ -13,7 +13,7 @@ WEIGHTS = WEIGHTS.reshape(2, 3, 5).astype(np.float32)
 
 
 def losses(logits=LOGITS, tokens=TOKENS, weights=WEIGHTS) -> np.ndarray:
-    return np.asarray(sequence_losses(jnp.asarray(logits), jnp.asarray(tokens), jnp.asarray(weights)))
+    return np.array(sequence_losses(jnp.asarray(logits), jnp.asarray(tokens), jnp.asarray(weights)))
 
 
 def test_token_losses_equal_the_reference() -> None:

@@ -7,7 +7,7 @@ batch makes accumulated gradients equal those of the undivided batch, padding or
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ Scalars = dict[str, Float[Array, ""]]
 MASKED_SCORE = -1e9
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What is minimised: the sum over `coefficients` of coefficient x total / count."""
 
@@ -162,7 +163,7 @@ def make_train_step(
         metrics = {
             "loss": sum(objective.coefficients[name] * mean for name, mean in means.items()),
             **means,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
         }
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
