@@ -12,6 +12,8 @@ jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "gpt
 # Eight devices on two cores abort at random in a rendezvous. Child processes see one device.
 jax.config.update("jax_num_cpu_devices", 4)
 
+from toy import Run, Toy, make_toy, train_to  # noqa: E402 - imports gpt, after the hook
+
 
 @pytest.fixture(scope="session")
 def assets() -> Path:
@@ -19,3 +21,21 @@ def assets() -> Path:
     if "GPT_TEST_ASSETS" not in os.environ:
         pytest.skip("GPT_TEST_ASSETS is not set: it names a directory with OpenAI's files and real data")
     return Path(os.environ["GPT_TEST_ASSETS"])
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """A vocabulary, a token store, and two labelled tasks of the toy language."""
+    return make_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def pretrained(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of pretraining that nothing disturbed."""
+    return train_to(tmp_path_factory.mktemp("runs") / "pretrained", toy.pretrain_flags)
+
+
+@pytest.fixture(scope="session")
+def finetuned(toy: Toy, pretrained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of fine-tuning on the toy `cola` that nothing disturbed."""
+    return train_to(tmp_path_factory.mktemp("runs") / "finetuned", toy.finetune_flags(pretrained.path))

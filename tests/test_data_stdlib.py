@@ -107,7 +107,7 @@ def test_no_held_out_text_of_a_task_is_in_training(written: Written, task: str) 
     held_out = texts_of(written.rows[f"{task}/validation"])
     assert not held_out & texts_of([row for name in TASK_NAMES for row in written.rows[f"{name}/train"]])
     first_words = {
-        " ".join(line.split()[:60]) for row in written.rows["text/train"] for line in row["text"].splitlines()
+        " ".join(line.split()[:40]) for row in written.rows["text/train"] for line in row["text"].splitlines()
     }
     assert not held_out & first_words
 
@@ -144,7 +144,7 @@ def test_the_right_ending_is_as_often_first_as_second(written: Written, split: s
 
 def test_the_right_ending_follows_and_the_wrong_one_is_from_another_unit(written: Written) -> None:
     def cut(text: str) -> str:
-        return " ".join(text.split()[:60])
+        return " ".join(text.split()[:40])
 
     follows, units = set(), {}
     for document in written.corpus.validation:
@@ -165,10 +165,10 @@ def test_the_length_of_an_ending_does_not_give_it_away(written: Written) -> None
     assert 0.44 < longer_is_right / len(rows) < 0.56
 
 
-def test_texts_of_tasks_have_8_to_60_words(written: Written) -> None:
+def test_texts_of_tasks_have_8_to_40_words(written: Written) -> None:
     for task in TASK_NAMES:
         lengths = {len(text.split()) for text in texts_of(written.rows[f"{task}/train"])}
-        assert (min(lengths), max(lengths)) == (8, 60)
+        assert (min(lengths), max(lengths)) == (8, 40)
 
 
 def test_prose_is_kept_in_source_order_and_examples_are_not(tmp_path: Path) -> None:

@@ -62,10 +62,10 @@ def updates(config: OptimizerConfig) -> list[Flat]:
     return history
 
 
-def assert_equal(actual: Flat, expected: Flat, tolerance: float = 1e-6) -> None:
+def assert_equal(actual: Flat, expected: Flat) -> None:
     assert actual.keys() == expected.keys()
     for path, array in expected.items():
-        np.testing.assert_allclose(actual[path], array, rtol=0, atol=tolerance, err_msg=path)
+        np.testing.assert_allclose(actual[path], array, rtol=0, atol=1e-5, err_msg=path)
 
 
 # Schedules

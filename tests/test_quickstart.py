@@ -1,7 +1,6 @@
 import argparse
 import json
 from collections.abc import Sequence
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest

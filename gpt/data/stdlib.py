@@ -56,7 +56,7 @@ _NOT_DOCUMENTATION = {
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _TOPIC = "topic "
 _HELD_OUT_SHARE = 0.18
-_MIN_WORDS, _MAX_WORDS = 8, 60
+_MIN_WORDS, _MAX_WORDS = 8, 40
 _NOT_PROSE = re.compile(r"\s*(>>>|\.\.\.|\$|\|)|\W+$")  # lines of examples, tables, and underlines
 _WRONG_ENDINGS = 3  # training rows a pair of paragraphs gives, each with another wrong one
 

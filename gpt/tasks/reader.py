@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from gpt.data.rows import Row, read_rows
 from gpt.errors import DataError
 from gpt.tasks.registry import Task
-from gpt.tasks.transforms import Segments
+from gpt.tasks.transforms import MULTIPLE_CHOICE, Segments
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 
@@ -73,6 +73,9 @@ def _parse(task: Task, row: Mapping[str, Any], where: str) -> Example:
             f"{where}: no {' and no '.join(missing)}; "
             f"expected columns {', '.join(task.transform.columns)} and label, found {', '.join(row)}"
         )
+    choices = row.get("choices")
+    if task.transform is MULTIPLE_CHOICE and not (isinstance(choices, list) and len(choices) >= 2):
+        raise DataError(f"{where}: choices is {choices!r:.80}, expected a list of two or more texts")
     sequences = task.transform.sequences(row)
     for segments in sequences:
         if not all(isinstance(segment, str) and segment.strip() for segment in segments):

@@ -54,5 +54,5 @@ def find_task(name: str) -> Task:
     if name in TASKS:
         return TASKS[name]
     near = difflib.get_close_matches(name, TASKS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ConfigError(f"TaskConfig.name = {name!r} is no task{hint} There are: {', '.join(sorted(TASKS))}")

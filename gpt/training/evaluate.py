@@ -38,7 +38,8 @@ def evaluate(eval_step: Callable[..., Evaluation], params: Params, problem: Prob
         scores["perplexity"] = Score(math.exp(min(loss, 700.0)), n)  # exp(710) is not a float
     else:
         labels = problem.held_out.labels
-        predictions = np.concatenate([result.scores for result in results])[: len(labels)].argmax(axis=-1)
+        # Of each batch by itself: one may have more candidates than another.
+        predictions = np.concatenate([result.scores.argmax(axis=-1) for result in results])[: len(labels)]
         metric = problem.task.metric
         scores[metric] = Score(METRICS[metric](labels, predictions), len(labels))
     return scores
