@@ -1,4 +1,4 @@
-"""Batches as functions of (seed, step): complete, reshuffled, weighted, and the same in whatever order they are asked."""
+"""Batches as functions of (seed, step): complete, reshuffled, weighted, the same in whatever order they are asked."""
 
 from collections import Counter
 from collections.abc import Iterable

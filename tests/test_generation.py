@@ -11,7 +11,14 @@ from gpt.generation.sampling import UNKNOWN_ID, sample
 from gpt.model.gpt import bind, init_params
 
 CONFIG = ModelConfig(
-    vocab_size=20, num_special_tokens=3, context_length=24, num_layers=1, num_heads=2, embed_dim=16, mlp_dim=32, init_std=0.3
+    vocab_size=20,
+    num_special_tokens=3,
+    context_length=24,
+    num_layers=1,
+    num_heads=2,
+    embed_dim=16,
+    mlp_dim=32,
+    init_std=0.3,
 )
 NUM_TOKENS = 20
 
@@ -76,7 +83,9 @@ def test_the_seed_governs_the_text(params: Any) -> None:
 
 
 @pytest.mark.parametrize(("prompt", "num_tokens"), [([], 4), ([1] * 20, 5)], ids=["no prompt", "too long"])
-def test_an_empty_prompt_or_a_text_beyond_the_context_is_refused(params: Any, prompt: list[int], num_tokens: int) -> None:
+def test_an_empty_prompt_or_a_text_beyond_the_context_is_refused(
+    params: Any, prompt: list[int], num_tokens: int
+) -> None:
     message = f"a prompt of {len(prompt)} tokens and {num_tokens} more: .* at most ModelConfig.context_length = 24"
     with pytest.raises(ValueError, match=message):
         sample(CONFIG, params, prompt, num_tokens, temperature=1.0, seed=0)

@@ -84,7 +84,9 @@ def test_classifier_scores_equal_the_reference(params: Any) -> None:
 def test_normalisation_keeps_its_digits_far_from_zero(tokens: np.ndarray) -> None:
     # All sub-layers silent: only the two normalisations of each layer are left.
     params = init_params(CONFIG, jax.random.key(0))
-    blocks = {path: array * ("scale" in path) for path, array in reference.flatten(params["transformer"]["blocks"]).items()}
+    blocks = {
+        path: array * ("scale" in path) for path, array in reference.flatten(params["transformer"]["blocks"]).items()
+    }
     params["transformer"]["blocks"] = jax.tree.map(np.float32, reference.unflatten(blocks))
     params["transformer"]["position_embedding"] += 100
     expected = reference.forward(params, tokens, CONFIG.num_heads)
@@ -207,7 +209,9 @@ def test_initial_weights_are_normal_biases_zero_and_gains_one() -> None:
 
 
 def test_every_layer_starts_with_weights_of_its_own_and_they_follow_the_key() -> None:
-    kernels = [init_params(CONFIG, jax.random.key(s))["transformer"]["blocks"]["mlp"]["up"]["kernel"] for s in (0, 0, 1)]
+    kernels = [
+        init_params(CONFIG, jax.random.key(s))["transformer"]["blocks"]["mlp"]["up"]["kernel"] for s in (0, 0, 1)
+    ]
     np.testing.assert_array_equal(kernels[0], kernels[1])
     layers = np.concatenate([kernels[0], kernels[2]]).reshape(2 * CONFIG.num_layers, -1)
     np.testing.assert_allclose(np.corrcoef(layers), np.eye(len(layers)), atol=0.15)

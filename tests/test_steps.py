@@ -1,10 +1,11 @@
 """Updates and evaluations as compiled: their losses, gradients, accumulation, padding and dropout."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -19,7 +20,7 @@ from gpt.training.steps import LanguageModelObjective, Objective, TaskObjective,
 
 CONFIG = ModelConfig(
     vocab_size=20, num_special_tokens=3, context_length=8, num_layers=2, num_heads=2, embed_dim=16, mlp_dim=24,
-    embed_dropout_rate=0.0, attention_dropout_rate=0.0, residual_dropout_rate=0.0, init_std=0.3,
+    embed_dropout_rate=0.0, attention_dropout_rate=0.0, residual_dropout_rate=0.0, init_std=0.3, scan_layers=True,  # the smaller program
 )  # fmt: skip
 DROPPING = dataclasses.replace(CONFIG, embed_dropout_rate=0.1, attention_dropout_rate=0.1, residual_dropout_rate=0.1)
 CHOICE = TaskConfig(name="choice", classifier_dropout_rate=0.0)
@@ -27,8 +28,8 @@ EXTRACT = 22
 
 # Its state after an update is the gradient itself.
 KEEP_GRADIENT = optax.GradientTransformation(
-    lambda params: jax.tree.map(np.zeros_like, params),
-    lambda gradient, _state, _params=None: (jax.tree.map(lambda leaf: 0 * leaf, gradient), gradient),
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda gradient, _state, _params=None: (jax.tree.map(jnp.zeros_like, gradient), gradient),
 )
 
 
@@ -39,9 +40,9 @@ def text_batch() -> TextBatch:
     return TextBatch(tokens, weights)
 
 
-def task_batch(lengths: list[list[int]], examples: int | None = None) -> TaskBatch:
-    """Sequences of the given lengths, 0 for a candidate that is not there; padded to four examples."""
-    shape = (examples or len(lengths), len(lengths[0]))
+def task_batch(lengths: list[list[int]], num_rows: int) -> TaskBatch:
+    """Sequences of the given lengths, 0 for a candidate that is not there; then rows of padding."""
+    shape = (num_rows, len(lengths[0]))
     ends = np.zeros(shape, np.int32)
     ends[: len(lengths)] = lengths
     tokens = np.random.default_rng(1).integers(20, size=(*shape, 8), dtype=np.int32)
@@ -52,11 +53,10 @@ def task_batch(lengths: list[list[int]], examples: int | None = None) -> TaskBat
     return TaskBatch(tokens, weights, extract, np.arange(shape[0], dtype=np.int32) % 2, is_real)
 
 
-WHOLE = task_batch([[8, 5], [6, 6], [3, 7], [4, 8]])
-RAGGED = task_batch([[8, 5, 6], [6, 6, 0], [3, 7, 4]], examples=4)
-BATCHES = {
+# Three examples, one of them short of a candidate, and a row of padding.
+PROBLEMS: dict[str, tuple[Objective, Any]] = {
     "text": (LanguageModelObjective(), text_batch()),
-    "task": (TaskObjective(CHOICE), RAGGED),
+    "task": (TaskObjective(CHOICE), task_batch([[8, 5, 6], [6, 6, 0], [3, 7, 4]], num_rows=4)),
 }
 
 
@@ -64,7 +64,13 @@ class Trainer:
     """A compiled update and the means to start from the same state again: an update consumes its state."""
 
     def __init__(
-        self, objective: Objective, optimizer: Any = KEEP_GRADIENT, parts: int = 1, config: ModelConfig = CONFIG, seed: int = 5
+        self,
+        objective: Objective,
+        optimizer: Any = KEEP_GRADIENT,
+        *,
+        parts: int = 1,
+        config: ModelConfig = CONFIG,
+        seed: int = 5,
     ):
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         num_outputs = 1 if isinstance(objective, TaskObjective) else None
@@ -89,12 +95,10 @@ class Trainer:
 def reference_loss(params: reference.Params, batch: Any) -> float:
     """The loss of a batch in float64, each example and sequence taken by itself."""
     if isinstance(batch, TextBatch):
-        hidden = reference.forward(params, batch.tokens, CONFIG.num_heads) if batch.tokens.shape[1] <= 8 else None
-        inputs = batch.tokens[:, :-1] if hidden is None else batch.tokens
-        hidden = reference.forward(params, inputs, CONFIG.num_heads)
+        hidden = reference.forward(params, batch.tokens[:, :-1], CONFIG.num_heads)
         log_probs = reference.log_softmax(reference.logits(params, hidden))
-        losses = -np.take_along_axis(log_probs, batch.tokens[:, 1:, None], -1)[..., 0]
-        return float((losses * batch.weights).sum() / batch.weights.sum())
+        log_probs = np.take_along_axis(log_probs, batch.tokens[:, 1:, None], -1)[..., 0]
+        return float(-(log_probs * batch.weights).sum() / batch.weights.sum())
     task, lm = [], []
     for tokens, weights, extract, label, is_real in zip(*batch, strict=True):
         there = weights.max(-1) > 0
@@ -104,3 +108,150 @@ def reference_loss(params: reference.Params, batch: Any) -> float:
             task.extend(reference.task_losses(scores, np.array([label])))
             lm.extend(reference.lm_losses(reference.token_log_probs(params, hidden, tokens[there]), weights[there]))
     return float(np.mean(task) + CHOICE.lm_coef * np.mean(lm))
+
+
+@functools.cache
+def trainer_of(problem: str, parts: int = 1) -> Trainer:
+    return Trainer(PROBLEMS[problem][0], parts=parts)
+
+
+@functools.cache
+def gradient_of(problem: str, parts: int = 1) -> tuple[reference.FlatParams, dict[str, float]]:
+    return trainer_of(problem, parts).gradient(PROBLEMS[problem][1])
+
+
+def assert_gradients_equal(actual: reference.FlatParams, expected: reference.FlatParams) -> None:
+    assert actual.keys() == expected.keys()
+    for path, array in expected.items():
+        np.testing.assert_allclose(actual[path], array, rtol=0, atol=1e-6, err_msg=path)
+
+
+# Loss and gradient
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_loss_equals_the_reference_on_what_is_not_padding(problem: str) -> None:
+    expected = reference_loss(trainer_of(problem).state().params, PROBLEMS[problem][1])
+    assert gradient_of(problem)[1]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_gradients_equal_the_slopes_of_the_reference(problem: str) -> None:
+    batch = PROBLEMS[problem][1]
+    params = reference.flatten(trainer_of(problem).state().params)
+    for path, gradient in gradient_of(problem)[0].items():
+        if path == "head/bias":  # the same for all candidates, so without influence
+            np.testing.assert_allclose(gradient, 0, atol=1e-6)
+            continue
+        # The steepest entries: float32 leaves few digits to the others.
+        steepest = [np.unravel_index(i, gradient.shape) for i in np.argsort(-abs(gradient), axis=None)[:3]]
+
+        def loss(array: np.ndarray, path: str = path) -> float:
+            return reference_loss(reference.unflatten(params | {path: array}), batch)
+
+        slopes = reference.numerical_gradient(loss, params[path], steepest)
+        np.testing.assert_allclose([gradient[entry] for entry in steepest], slopes, rtol=1e-3, err_msg=path)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_gradient_norm_is_that_of_all_gradients_as_one_vector(problem: str) -> None:
+    gradient, metrics = gradient_of(problem)
+    assert metrics["gradient_norm"] == pytest.approx(reference.global_norm(gradient), rel=1e-5)
+
+
+def test_the_loss_of_a_task_is_the_task_loss_plus_lambda_times_the_lm_loss() -> None:
+    metrics = gradient_of("task")[1]
+    assert metrics["loss"] == pytest.approx(metrics["task_loss"] + 0.5 * metrics["lm_loss"], rel=1e-6)
+
+
+def test_a_lambda_of_zero_leaves_the_language_model_out() -> None:
+    objective, (_, batch) = TaskObjective(dataclasses.replace(CHOICE, lm_coef=0.0)), PROBLEMS["task"]
+    gradient, metrics = Trainer(objective).gradient(batch)
+    assert set(metrics) == {"loss", "task_loss", "gradient_norm"}
+    assert metrics["loss"] == metrics["task_loss"] == pytest.approx(gradient_of("task")[1]["task_loss"], rel=1e-6)
+    unread = np.setdiff1d(np.arange(CONFIG.num_embeddings), batch.tokens)
+    assert unread.size
+    np.testing.assert_array_equal(gradient["transformer/token_embedding"][unread], 0)
+
+
+def test_what_padding_holds_changes_nothing() -> None:
+    batch = PROBLEMS["task"][1]
+    other = np.where(batch.weights * batch.example_weights[:, None, None] > 0, batch.tokens, 7)
+    labels = np.where(batch.example_weights > 0, batch.labels, 2).astype(np.int32)
+    gradient, metrics = trainer_of("task").gradient(batch._replace(tokens=other, labels=labels))
+    assert metrics == pytest.approx(gradient_of("task")[1], rel=1e-6)
+    assert_gradients_equal(gradient, gradient_of("task")[0])
+
+
+# Accumulation
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_batch_in_parts_has_the_gradient_and_losses_of_the_whole(problem: str, parts: int) -> None:
+    gradient, metrics = gradient_of(problem, parts)
+    assert metrics == pytest.approx(gradient_of(problem)[1], rel=1e-6)
+    assert_gradients_equal(gradient, gradient_of(problem)[0])
+
+
+# Dropout
+
+
+def test_dropout_is_governed_by_key_and_step_alone() -> None:
+    objective, batch = TaskObjective(dataclasses.replace(CHOICE, classifier_dropout_rate=0.1)), PROBLEMS["task"][1]
+    trainer, other = (Trainer(objective, config=DROPPING, seed=seed) for seed in (5, 6))
+    first, again, later = (trainer.step(trainer.state(step), batch) for step in (3, 3, 4))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert first[0].step == 4
+    elsewhere = other.step(other.state(3), batch)
+    losses = [float(metrics["loss"]) for _, metrics in (first, later, elsewhere)]
+    assert np.abs(np.diff([*losses, losses[0]])).min() > 1e-4
+
+
+def test_the_parts_of_a_batch_are_dropped_out_differently() -> None:
+    row = np.random.default_rng(0).integers(20, size=(1, 9), dtype=np.int32)
+    losses = []
+    for parts in (2, 4):
+        # The first part is the same in both: only other masks in the others can tell the means apart.
+        batch = TextBatch(np.tile(row, (parts, 1)), np.ones((parts, 8), np.float32))
+        trainer = Trainer(LanguageModelObjective(), parts=parts, config=DROPPING)
+        losses.append(trainer.gradient(batch)[1]["loss"])
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_evaluation_is_without_dropout_and_gives_sums_and_their_counts(problem: str) -> None:
+    objective, batch = PROBLEMS[problem]
+    result = make_eval_step(DROPPING, objective)(trainer_of(problem).state().params, batch)
+    means = {name: float(result.totals[name] / result.counts[name]) for name in result.totals}
+    assert means == pytest.approx({name: gradient_of(problem)[1][name] for name in means}, rel=1e-6)
+    counts = {"text": {"lm_loss": 19}, "task": {"task_loss": 3, "lm_loss": 8}}
+    assert result.counts == counts[problem]
+
+
+def test_a_candidate_that_is_not_there_never_wins() -> None:
+    objective, batch = PROBLEMS["task"]
+    scores = make_eval_step(CONFIG, objective)(trainer_of("task").state().params, batch).scores
+    assert scores is not None
+    assert scores.shape == (4, 3)
+    assert scores[1, 2] < -1e8 < scores[1, :2].min()
+
+
+# Learning
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_tiny_batch_is_learned_by_heart(problem: str) -> None:
+    objective, batch = PROBLEMS[problem]
+    config = OptimizerConfig(learning_rate=0.02, schedule="cosine", warmup_steps=5)
+    trainer = Trainer(objective, make_optimizer(config, 100))
+    state, losses = trainer.state(), []
+    for _ in range(100):
+        state, metrics = trainer.step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert int(state.step) == 100
+    assert losses[0] > 2.0
+    assert losses[-1] < 0.1

@@ -4,6 +4,8 @@ A checkpoint holds two items, `params` and `optimizer`, so that fine-tuning and 
 the weights alone. Orbax writes to a temporary name and renames: a checkpoint is whole or absent.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,7 +41,19 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._checkpointer.close()
+        with self._writing():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # a background save that failed is raised by the next call
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"a checkpoint could not be written to {str(self._checkpointer.directory)!r}: {reason}. "
+                "Earlier checkpoints are whole; make room, and repeat the command"
+            ) from error
 
     @property
     def latest_step(self) -> int | None:
@@ -54,7 +68,8 @@ class Checkpoints:
             return
         items = {"params": state.params, "optimizer": state.optimizer_state}
         # We decide when to save; Orbax's own policy would skip a save while another one runs.
-        self._checkpointer.save_checkpointables_async(step, items, force=True)
+        with self._writing():
+            self._checkpointer.save_checkpointables_async(step, items, force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`, with the shapes and shardings of `like`.

@@ -40,10 +40,10 @@ def open_run(config: RunConfig, tokenizer: Tokenizer) -> Path:
         )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if not (run_dir / "tokenizer").exists():
-            tokenizer.save(run_dir / "tokenizer")
-        # Last, because it marks the directory as a run that can be resumed.
+        # First, because it marks the directory as this run's: what a full disk stops here, a repeat completes.
         write_atomically(run_dir / "config.gin", gin_io.format_config(config))
+        if not (run_dir / "tokenizer" / "tokenizer.json").exists():
+            tokenizer.save(run_dir / "tokenizer")
     except OSError as error:
         raise DataError(f"cannot write to RunConfig.output_dir = {config.output_dir!r}: {error}") from error
     return run_dir
@@ -85,8 +85,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 def write_atomically(path: Path, text: str) -> None:
     """Replaces the file at `path` by one holding `text`, or leaves it as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
