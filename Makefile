@@ -10,8 +10,9 @@ help:
 	@echo "make test         all tests but the slow ones"
 	@echo "make lint         ruff and pyright"
 
+# Huge pages, because the large temporaries of a step are mapped anew each time.
 quickstart: $(VENV)/runs.stamp
-	$(BIN)/gpt quickstart
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/gpt quickstart
 
 test: $(VENV)/tests.stamp
 	$(BIN)/python -m pytest

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,17 +12,20 @@ import numpy as np
 import optax
 import pytest
 import reference
+from test_reference import Original
 
 from gpt.config import MeshConfig, ModelConfig, OptimizerConfig, TaskConfig
 from gpt.data.batches import TaskBatch, TextBatch
-from gpt.sharding import make_mesh
+from gpt.model.gpt import param_shapes
+from gpt.model.transformer import Transformer
+from gpt.sharding import make_mesh, state_shardings
 from gpt.training.optimizer import make_optimizer
-from gpt.training.state import TrainState, create_state
+from gpt.training.state import TrainState
 from gpt.training.steps import LanguageModelObjective, Objective, TaskObjective, make_eval_step, make_train_step
 
 CONFIG = ModelConfig(
     vocab_size=20, num_special_tokens=3, context_length=8, num_layers=2, num_heads=2, embed_dim=16, mlp_dim=24,
-    embed_dropout_rate=0.0, attention_dropout_rate=0.0, residual_dropout_rate=0.0, init_std=0.3, scan_layers=True,  # the smaller program
+    embed_dropout_rate=0.0, attention_dropout_rate=0.0, residual_dropout_rate=0.0, scan_layers=True,
 )  # fmt: skip
 DROPPING = dataclasses.replace(CONFIG, embed_dropout_rate=0.1, attention_dropout_rate=0.1, residual_dropout_rate=0.1)
 CHOICE = TaskConfig(name="choice", classifier_dropout_rate=0.0)
@@ -60,6 +65,13 @@ PROBLEMS: dict[str, tuple[Objective, Any]] = {
 }
 
 
+def random_params(config: ModelConfig, num_outputs: int | None) -> Any:
+    """Weights far from their symmetric start."""
+    generator = np.random.default_rng(2)
+    shapes = param_shapes(config, num_outputs)
+    return jax.tree.map(lambda leaf: generator.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+
+
 class Trainer:
     """A compiled update and the means to start from the same state again: an update consumes its state."""
 
@@ -72,24 +84,20 @@ class Trainer:
         config: ModelConfig = CONFIG,
         seed: int = 5,
     ):
+        self.params = random_params(config, 1 if isinstance(objective, TaskObjective) else None)
+        self._init = jax.jit(optimizer.init)  # gives each moment memory of its own, as an update needs
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        num_outputs = 1 if isinstance(objective, TaskObjective) else None
-        state, shardings = create_state(config, num_outputs, optimizer, jax.random.key(0), mesh)
-        self._start = jax.device_get(state)
+        shardings = state_shardings(mesh, jax.eval_shape(self.state))
         self.step = make_train_step(config, objective, optimizer, jax.random.key(seed), parts, shardings)
 
     def state(self, step: int = 0) -> TrainState:
-        """Weights away from their symmetric start, the same at every call."""
-        generator = np.random.default_rng(2)
-        params = jax.tree.map(
-            lambda leaf: leaf + generator.normal(0, 0.2, leaf.shape).astype(np.float32), self._start.params
-        )
-        return jax.device_put(self._start._replace(params=params, step=np.int32(step)))
+        params = jax.tree.map(jnp.asarray, self.params)
+        return TrainState(jnp.int32(step), params, self._init(params))
 
     def gradient(self, batch: Any) -> tuple[reference.FlatParams, dict[str, float]]:
         """What `KEEP_GRADIENT` kept, by path, and the metrics."""
         state, metrics = self.step(self.state(), batch)
-        return reference.flatten(jax.device_get(state.optimizer_state)), jax.device_get(metrics)
+        return reference.flatten(jax.device_get(state.optimizer_state)), jax.tree.map(float, metrics)
 
 
 def reference_loss(params: reference.Params, batch: Any) -> float:
@@ -131,14 +139,14 @@ def assert_gradients_equal(actual: reference.FlatParams, expected: reference.Fla
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_the_loss_equals_the_reference_on_what_is_not_padding(problem: str) -> None:
-    expected = reference_loss(trainer_of(problem).state().params, PROBLEMS[problem][1])
+    expected = reference_loss(trainer_of(problem).params, PROBLEMS[problem][1])
     assert gradient_of(problem)[1]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_gradients_equal_the_slopes_of_the_reference(problem: str) -> None:
     batch = PROBLEMS[problem][1]
-    params = reference.flatten(trainer_of(problem).state().params)
+    params = reference.flatten(trainer_of(problem).params)
     for path, gradient in gradient_of(problem)[0].items():
         if path == "head/bias":  # the same for all candidates, so without influence
             np.testing.assert_allclose(gradient, 0, atol=1e-6)
@@ -186,10 +194,9 @@ def test_what_padding_holds_changes_nothing() -> None:
 # Accumulation
 
 
-@pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_a_batch_in_parts_has_the_gradient_and_losses_of_the_whole(problem: str, parts: int) -> None:
-    gradient, metrics = gradient_of(problem, parts)
+def test_a_batch_in_parts_has_the_gradient_and_losses_of_the_whole(problem: str) -> None:
+    gradient, metrics = gradient_of(problem, parts=4)  # the last part is nothing but padding
     assert metrics == pytest.approx(gradient_of(problem)[1], rel=1e-6)
     assert_gradients_equal(gradient, gradient_of(problem)[0])
 
@@ -198,24 +205,22 @@ def test_a_batch_in_parts_has_the_gradient_and_losses_of_the_whole(problem: str,
 
 
 def test_dropout_is_governed_by_key_and_step_alone() -> None:
-    objective, batch = TaskObjective(dataclasses.replace(CHOICE, classifier_dropout_rate=0.1)), PROBLEMS["task"][1]
-    trainer, other = (Trainer(objective, config=DROPPING, seed=seed) for seed in (5, 6))
+    objective, batch = TaskObjective(dataclasses.replace(CHOICE, classifier_dropout_rate=0.5)), PROBLEMS["task"][1]
+    trainer, other = (Trainer(objective, seed=seed) for seed in (5, 6))
     first, again, later = (trainer.step(trainer.state(step), batch) for step in (3, 3, 4))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert first[0].step == 4
     elsewhere = other.step(other.state(3), batch)
-    losses = [float(metrics["loss"]) for _, metrics in (first, later, elsewhere)]
-    assert np.abs(np.diff([*losses, losses[0]])).min() > 1e-4
+    losses = [float(metrics["task_loss"]) for _, metrics in (first, later, elsewhere)]
+    assert np.abs(np.diff([*losses, losses[0]])).min() > 1e-3
 
 
 def test_the_parts_of_a_batch_are_dropped_out_differently() -> None:
-    row = np.random.default_rng(0).integers(20, size=(1, 9), dtype=np.int32)
-    losses = []
-    for parts in (2, 4):
-        # The first part is the same in both: only other masks in the others can tell the means apart.
-        batch = TextBatch(np.tile(row, (parts, 1)), np.ones((parts, 8), np.float32))
-        trainer = Trainer(LanguageModelObjective(), parts=parts, config=DROPPING)
-        losses.append(trainer.gradient(batch)[1]["loss"])
+    batch = text_batch()._replace(weights=np.eye(4, 8, dtype=np.float32))
+    trainer = Trainer(LanguageModelObjective(), parts=2, config=DROPPING)
+    # With the same masks in both parts, exchanging them would change nothing.
+    exchanged = jax.tree.map(lambda leaf: leaf[[1, 0, 3, 2]], batch)
+    losses = [trainer.gradient(batch)[1]["loss"] for batch in (batch, exchanged)]
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
@@ -225,7 +230,7 @@ def test_the_parts_of_a_batch_are_dropped_out_differently() -> None:
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_evaluation_is_without_dropout_and_gives_sums_and_their_counts(problem: str) -> None:
     objective, batch = PROBLEMS[problem]
-    result = make_eval_step(DROPPING, objective)(trainer_of(problem).state().params, batch)
+    result = make_eval_step(DROPPING, objective)(trainer_of(problem).params, batch)
     means = {name: float(result.totals[name] / result.counts[name]) for name in result.totals}
     assert means == pytest.approx({name: gradient_of(problem)[1][name] for name in means}, rel=1e-6)
     counts = {"text": {"lm_loss": 19}, "task": {"task_loss": 3, "lm_loss": 8}}
@@ -234,7 +239,7 @@ def test_evaluation_is_without_dropout_and_gives_sums_and_their_counts(problem: 
 
 def test_a_candidate_that_is_not_there_never_wins() -> None:
     objective, batch = PROBLEMS["task"]
-    scores = make_eval_step(CONFIG, objective)(trainer_of("task").state().params, batch).scores
+    scores = make_eval_step(CONFIG, objective)(trainer_of("task").params, batch).scores
     assert scores is not None
     assert scores.shape == (4, 3)
     assert scores[1, 2] < -1e8 < scores[1, :2].min()
@@ -243,9 +248,8 @@ def test_a_candidate_that_is_not_there_never_wins() -> None:
 # Learning
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_a_tiny_batch_is_learned_by_heart(problem: str) -> None:
-    objective, batch = PROBLEMS[problem]
+def test_a_tiny_batch_is_learned_by_heart() -> None:
+    objective, batch = PROBLEMS["task"]
     config = OptimizerConfig(learning_rate=0.02, schedule="cosine", warmup_steps=5)
     trainer = Trainer(objective, make_optimizer(config, 100))
     state, losses = trainer.state(), []
@@ -253,5 +257,48 @@ def test_a_tiny_batch_is_learned_by_heart(problem: str) -> None:
         state, metrics = trainer.step(state, batch)
         losses.append(float(metrics["loss"]))
     assert int(state.step) == 100
-    assert losses[0] > 2.0
-    assert losses[-1] < 0.1
+    # Sequences that begin alike keep the language model from 0.
+    assert losses[-1] < 0.2 < 2.0 < losses[0]
+
+
+# Against OpenAI's own functions
+
+
+def logits_with_positions(self: Transformer, hidden: jax.Array) -> jax.Array:
+    """OpenAI's code keeps tokens and positions in one table, and lets all its rows compete."""
+    return hidden @ jnp.concatenate([self.token_embedding[...], self.position_embedding[...]]).T
+
+
+def test_four_updates_follow_openai(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Original(json.loads((assets / "gpt1" / "openai_tiny_training.json").read_text()))
+    hyper, start = original.hyper, original.initial_params()
+    config = dataclasses.replace(CONFIG, vocab_size=hyper["n_vocab"], embed_dim=hyper["n_embd"], mlp_dim=32)
+    optimizer_config = OptimizerConfig(
+        learning_rate=hyper["lr"],
+        schedule="linear",
+        warmup_steps=None,
+        warmup_fraction=hyper["lr_warmup"],
+        max_grad_norm=hyper["max_grad_norm"],
+    )
+    arrays = original.tokens, original.weights, original.extract, original.labels, np.ones(2)
+    batch = TaskBatch(*(array.astype(np.float32 if n in (1, 4) else np.int32) for n, array in enumerate(arrays)))
+
+    monkeypatch.setattr(Transformer, "logits", logits_with_positions)
+    objective = TaskObjective(CHOICE)
+    trainer = Trainer(objective, make_optimizer(optimizer_config, hyper["n_updates_total"]), config=config)
+    trainer.params = jax.tree.map(np.float32, reference.unflatten(start))
+    state, metrics = trainer.step(trainer.state(), batch)
+    assert metrics["loss"] == pytest.approx(original.record["train_loss"], abs=1e-6)
+    assert metrics["gradient_norm"] == pytest.approx(original.record["grad_global_norm"], abs=1e-6)
+
+    # Biases of exactly zero gradient: Adam divides their rounding noise by rounding noise.
+    noise = {"model/clf/b", "model/h0/attn/c_attn/b", "model/h1/attn/c_attn/b"}
+    for recorded in original.record["steps"]:
+        params = reference.flatten(jax.device_get(state.params))
+        named = original.by_name({path: params[path] for path in start})
+        sums = {name: array.sum() for name, array in named.items() if name not in noise}
+        expected = {name: total for name, total in recorded["param_sums"].items() if name not in noise}
+        assert sums == pytest.approx(expected, rel=0, abs=1e-5)
+        state, metrics = trainer.step(state, batch)
+        task, lm = (np.mean(recorded["eval_after"][name]) for name in ("clf_losses", "lm_losses"))
+        assert [metrics["task_loss"], metrics["lm_loss"]] == pytest.approx([task, lm], rel=0, abs=1e-5)

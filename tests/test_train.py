@@ -1,12 +1,9 @@
 """train.py as a user runs it, on a toy language: what a run leaves behind, resuming, fine-tuning, and refusals."""
 
 import dataclasses
-import json
-import os
 import runpy
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +15,13 @@ import pytest
 from toy import ROOT, Run, Toy, run_python, run_until, toy_sentences, train_to
 
 from gpt.cli.launch import run_guarded
-from gpt.config import CheckpointConfig, MeshConfig
-from gpt.errors import ConfigError, DataError
-from gpt.model.gpt import Params, init_params
+from gpt.config import CheckpointConfig, MeshConfig, ModelConfig
+from gpt.errors import DataError
+from gpt.model.gpt import Params, param_shapes
 from gpt.sharding import make_mesh
 from gpt.text.training import train_bpe
 from gpt.training.checkpoint import Checkpoints, load_params
-from gpt.training.loop import train
+from gpt.training.loop import _starting_state
 from gpt.training.run_dir import load_config, read_metrics
 from gpt.training.state import TrainState, transfer
 
@@ -48,12 +45,12 @@ def contents(directory: Path) -> dict[Path, bytes]:
 
 
 @pytest.fixture
-def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Runs train.py here on flags that it must refuse; returns its error, after a look that nothing was made."""
     main = runpy.run_path(str(ROOT / "train.py"))["main"]
+    monkeypatch.chdir(ROOT)
 
     def refusal(*flags: str, output: Path = tmp_path / "run") -> str:
-        os.chdir(ROOT)
         existed = output.exists()
         assert run_guarded(lambda: main([*flags, f"--gin.RunConfig.output_dir={output}"])) == 2
         captured = capsys.readouterr()
@@ -154,14 +151,22 @@ def test_a_run_stopped_by_sigterm_and_repeated_equals_an_undisturbed_one(
 
 def test_a_killed_run_repeated_equals_an_undisturbed_one(pretrained: Run, tmp_path: Path) -> None:
     flags = (*pretrained.flags[:-1], f"--gin.RunConfig.output_dir={tmp_path / 'run'}")
-    assert run_until(signal.SIGKILL, 14, flags).code == -signal.SIGKILL
-    assert metrics_without_speed(tmp_path / "run")[-1]["step"] > 10
+    assert run_until(signal.SIGKILL, 22, flags).code == -signal.SIGKILL
+    assert metrics_without_speed(tmp_path / "run")[-1]["step"] == 21
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 14, "ki')  # as a crash of the machine may leave it
+        file.write('{"step": 22, "ki')  # as a crash of the machine may leave it
     resumed = train_to(tmp_path / "run", pretrained.flags[:-1])
-    assert "step 10/" not in resumed.command.err  # made before the kill, and saved
+    # The save of step 20 may be lost, but it waited for that of step 10.
+    assert "step 10/" not in resumed.command.err
     assert_bit_equal(final_params(tmp_path / "run"), final_params(pretrained.path))
     assert metrics_without_speed(tmp_path / "run") == metrics_without_speed(pretrained.path)
+
+
+@pytest.fixture
+def other_tokenizer(tmp_path: Path) -> Path:
+    """A vocabulary of the size of the toy language's, of other text."""
+    train_bpe([*toy_sentences(0, 120), "zebra zebra"], 100).save(tmp_path / "other")
+    return tmp_path / "other"
 
 
 def state_of(width: int, dtype: Any = jnp.float32) -> TrainState:
@@ -191,28 +196,29 @@ def test_a_checkpoint_of_other_arrays_is_refused(tmp_path: Path, like: TrainStat
 # From pretrained weights
 
 
-def test_fine_tuning_starts_from_the_pretrained_transformer_and_fresh_special_rows(
-    toy: Toy, pretrained: Run, tmp_path: Path
+def fresh_params(config: ModelConfig) -> Params:
+    return jax.tree.map(lambda shape: jnp.full(shape.shape, 7.0), param_shapes(config, 2))
+
+
+def test_fine_tuning_starts_from_the_pretrained_transformer_and_fresh_special_rows_and_head(
+    pretrained: Run, finetuned: Run, tmp_path: Path
 ) -> None:
-    # The linear schedule ends at 0: the last update, here the only one, leaves all weights as they are.
-    run = train_to(tmp_path / "run", (*toy.finetune_flags(pretrained.path), "--gin.RunConfig.max_steps=1"))
-    there, here = final_params(pretrained.path)["transformer"], final_params(run.path)["transformer"]
-    config = load_config(run.path)
-    key, _ = jax.random.split(jax.random.key(config.seed))
-    fresh = jax.jit(lambda key: init_params(config.model, key, 2))(key)["transformer"]["token_embedding"]
-    rows = {"there": there.pop("token_embedding"), "here": here.pop("token_embedding")}
+    config, fresh = load_config(finetuned.path), fresh_params(load_config(finetuned.path).model)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with Checkpoints(tmp_path, CheckpointConfig()) as none_yet:
+        state = _starting_state(config, TrainState(jnp.array(0), fresh, ()), mesh, none_yet)
+    there, here = final_params(pretrained.path)["transformer"], dict(state.params["transformer"])
+    table = here.pop("token_embedding")
+    np.testing.assert_array_equal(table[:-3], there.pop("token_embedding"))
+    np.testing.assert_array_equal(table[-3:], fresh["transformer"]["token_embedding"][-3:])
     assert_bit_equal(here, there)
-    np.testing.assert_array_equal(rows["here"][:-3], rows["there"])
-    np.testing.assert_array_equal(rows["here"][-3:], fresh[-3:])
-    assert rows["here"][-3:].all()
+    assert_bit_equal(state.params["head"], fresh["head"])
 
 
 def test_a_transformer_of_another_shape_is_not_transferred(pretrained: Run) -> None:
-    params = final_params(pretrained.path)
-    config = load_config(pretrained.path).model
-    deeper = init_params(dataclasses.replace(config, num_layers=3), jax.random.key(0), 2)
+    deeper = dataclasses.replace(load_config(pretrained.path).model, num_layers=3, num_special_tokens=3)
     with pytest.raises(ValueError, match="another shape than ModelConfig describes"):
-        transfer(deeper, params)
+        transfer(fresh_params(deeper), final_params(pretrained.path))
 
 
 def test_another_architecture_than_the_pretrained_one_is_refused(
@@ -224,11 +230,10 @@ def test_another_architecture_than_the_pretrained_one_is_refused(
 
 
 def test_another_vocabulary_of_the_same_size_than_the_pretrained_one_is_refused(
-    toy: Toy, pretrained: Run, tmp_path: Path, refusal: Callable[..., str]
+    toy: Toy, pretrained: Run, other_tokenizer: Path, refusal: Callable[..., str]
 ) -> None:
-    train_bpe([*toy_sentences(0, 9), *["zebra"] * 9], 100).save(tmp_path / "other")
     flags = [flag for flag in toy.finetune_flags(pretrained.path) if "TokenizerConfig" not in flag]
-    error = refusal(*flags, f"--gin.TokenizerConfig.path={tmp_path / 'other'}")
+    error = refusal(*flags, f"--gin.TokenizerConfig.path={other_tokenizer}")
     assert "is not the vocabulary that RunConfig.init_from" in error
     assert f"set it to '{pretrained.path / 'tokenizer'}'" in error
 
@@ -240,10 +245,9 @@ def test_a_pretrained_run_that_is_not_there_is_refused(toy: Toy, tmp_path: Path,
 # Bad input
 
 
-def test_a_store_of_another_tokenizer_is_refused(toy: Toy, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    train_bpe([*toy_sentences(0, 9), *["zebra"] * 9], 100).save(tmp_path / "other")
+def test_a_store_of_another_tokenizer_is_refused(toy: Toy, other_tokenizer: Path, refusal: Callable[..., str]) -> None:
     flags = [flag for flag in toy.pretrain_flags if "TokenizerConfig" not in flag]
-    error = refusal(*flags, f"--gin.TokenizerConfig.path={tmp_path / 'other'}")
+    error = refusal(*flags, f"--gin.TokenizerConfig.path={other_tokenizer}")
     assert "was prepared with another tokenizer" in error
 
 
@@ -310,7 +314,7 @@ def test_unset_settings_are_listed_all_at_once_before_jax_is_imported() -> None:
         assert f"\n  {name} (" in command.err
 
 
-def test_refusals_of_the_command_itself_have_exit_code_2_and_no_traceback(tmp_path: Path) -> None:
+def test_refusals_of_the_command_itself_have_exit_code_2_and_no_traceback() -> None:
     command = run_python("train.py", "--gin_file=configs/none.gin")
     assert (command.code, command.out) == (2, "")
     assert command.err.startswith("error: configs/none.gin: no such file")

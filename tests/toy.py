@@ -146,15 +146,19 @@ def make_toy(root: Path) -> Toy:
     tokenizer.save(toy.tokenizer)
     for split, sentences in texts.items():
         write_rows(root / f"{split}.jsonl", [{"text": text} for text in sentences])
-        animals = [text.split()[1] for text in sentences]
-        cola = [
-            {"text": " ".join(text.split()[:6]), "label": int("cat" in text or "dog" in text)} for text in sentences
-        ]
-        write_rows(toy.cola / f"{split}.jsonl", cola[:43])
-        choices = [
-            {"context": f"the {animal}", "choices": ["jumps", "sleeps", "runs"][: 2 + number % 2], "label": number % 2}
-            for number, animal in enumerate(animals)
-        ]
-        write_rows(toy.choices / f"{split}.jsonl", choices[:19])
+        write_rows(toy.cola / f"{split}.jsonl", [_is_a_pet(text) for text in sentences[:43]])
+        write_rows(toy.choices / f"{split}.jsonl", [_which_verb(text, k < 9) for k, text in enumerate(sentences[:19])])
     prepare([str(root / "train.jsonl")], tokenizer, toy.store, validation=[str(root / "validation.jsonl")])
     return toy
+
+
+def _is_a_pet(text: str) -> dict[str, Any]:
+    return {"text": " ".join(text.split()[:6]), "label": int("cat" in text or "dog" in text)}
+
+
+def _which_verb(text: str, is_short: bool) -> dict[str, Any]:
+    """An example of two candidates behind a short context, or of three behind a longer one."""
+    words = text.split()
+    if is_short:
+        return {"context": words[1], "choices": [words[2], "river"], "label": 0}
+    return {"context": f"in the {words[8]} the {words[1]}", "choices": ["river", words[2], "garden"], "label": 1}
