@@ -115,11 +115,11 @@ def _show_sample(pretrained: Path, seed: int, as_json: bool) -> None:
     from gpt.config import MeshConfig
     from gpt.generation.sampling import sample
     from gpt.sharding import make_mesh
-    from gpt.training.checkpoint import load_params
+    from gpt.training.checkpoint import find_checkpoint, load_params
     from gpt.training.run_dir import load_config, load_tokenizer
 
     config, tokenizer = load_config(pretrained).model, load_tokenizer(pretrained)
-    params, _ = load_params(pretrained, make_mesh(MeshConfig(), jax.devices()[:1]))
+    params = load_params(find_checkpoint(pretrained), make_mesh(MeshConfig(), jax.devices()[:1]))
     ids = sample(config, params, tokenizer.encode(PROMPT), num_tokens=40, temperature=0.7, seed=seed)
     text = tokenizer.decode(ids)
     print(f"\nSample, temperature 0.7: {text}", file=sys.stderr)

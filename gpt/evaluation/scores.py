@@ -8,7 +8,7 @@ from typing import Any
 from gpt import gin_io
 from gpt.config import TokenizerConfig
 from gpt.sharding import make_mesh
-from gpt.training.checkpoint import load_params
+from gpt.training.checkpoint import find_checkpoint, load_params
 from gpt.training.evaluate import evaluate
 from gpt.training.problem import load_problem
 from gpt.training.run_dir import load_config, load_tokenizer
@@ -26,7 +26,11 @@ def score_run(run_dir: Path, step: int | None = None, overrides: Sequence[str] =
     config = dataclasses.replace(config, tokenizer=TokenizerConfig(path=str(run_dir / "tokenizer")))
     problem = load_problem(config, load_tokenizer(run_dir), whole_validation=True)
     mesh = make_mesh(config.mesh)
-    params, step = load_params(run_dir, mesh, step)
+    checkpoint = find_checkpoint(run_dir, step)
+    params = load_params(checkpoint, mesh)
     scores = evaluate(make_eval_step(config.model, problem.objective), params, problem, mesh)
     task = config.task.name or "language_modeling"
-    return [{"task": task, "metric": name, "value": value, "n": n, "step": step} for name, (value, n) in scores.items()]
+    return [
+        {"task": task, "metric": name, "value": value, "n": n, "step": int(checkpoint.name)}
+        for name, (value, n) in scores.items()
+    ]

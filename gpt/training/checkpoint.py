@@ -85,27 +85,27 @@ class Checkpoints:
         return TrainState(jax.device_put(np.int32(step), like.step.sharding), items["params"], items["optimizer"])
 
 
-def load_params(run_dir: Path, mesh: Mesh, step: int | None = None) -> tuple[Params, int]:
-    """The weights that a run saved at `step` (None: latest), laid out on `mesh`, and that step.
-
-    Raises:
-      DataError: no run directory, or no such checkpoint in it.
-    """
+def find_checkpoint(run_dir: Path, step: int | None = None) -> Path:
+    """The checkpoint that a run saved at `step` (None: latest); DataError when there is none."""
     directory = (run_dir / "checkpoints").resolve()
     steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
     if not steps or (step is not None and step not in steps):
         wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
         there = f"; there are steps {', '.join(map(str, steps))}" if steps else ": train there first"
         raise DataError(f"{str(run_dir)!r} does not hold {wanted}{there}")
-    step = steps[-1] if step is None else step
-    path = str(directory / str(step))
+    return directory / str(steps[-1] if step is None else step)
+
+
+def load_params(checkpoint: Path, mesh: Mesh) -> Params:
+    """The weights of one checkpoint, laid out on `mesh`."""
+    path = str(checkpoint)
     shapes = _as_dicts(ocp.checkpointables_metadata(path).metadata["params"])
     abstract = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         shapes,
         state_shardings(mesh, shapes),
     )
-    return ocp.load_checkpointables(path, {"params": abstract})["params"], step
+    return ocp.load_checkpointables(path, {"params": abstract})["params"]
 
 
 def _as_dicts(metadata: Any) -> Any:

@@ -12,7 +12,7 @@ from gpt.errors import ConfigError, Preempted
 from gpt.gin_io import differences
 from gpt.sharding import check_divisible, make_mesh, shard_batch
 from gpt.text.tokenizer import Tokenizer
-from gpt.training.checkpoint import Checkpoints, load_params
+from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
 from gpt.training.evaluate import evaluate
 from gpt.training.interrupt import StopSignals
 from gpt.training.meter import Meter
@@ -96,19 +96,21 @@ def _starting_state(config: RunConfig, state: TrainState, mesh: Mesh, checkpoint
     if checkpoints.latest_step is not None:
         return checkpoints.restore(checkpoints.latest_step, like=state)
     if config.init_from is not None:
-        pretrained, _ = load_params(Path(config.init_from), mesh)
+        pretrained = load_params(find_checkpoint(Path(config.init_from)), mesh)
         return state._replace(params=transfer(state.params, pretrained))
     return state
 
 
 def check_pretrained(config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Raises ConfigError when the run in `init_from` has another architecture or vocabulary than this one."""
+    """Raises GPTError when the run in `init_from` has no weights, another architecture, or another vocabulary."""
     assert config.init_from is not None
     source = Path(config.init_from)
+    saved = load_config(source)
+    find_checkpoint(source)
     free = ("num_special_tokens", "_rate", "compute_dtype", "scan_layers", "init_std")
     changed = [
         line
-        for line in differences(load_config(source), config)
+        for line in differences(saved, config)
         if line.startswith("ModelConfig.") and not any(name in line.split(":")[0] for name in free)
     ]
     if changed:
