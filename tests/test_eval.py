@@ -26,7 +26,7 @@ from gpt.data.batches import TaskBatch
 from gpt.data.store import TokenStore
 from gpt.sharding import make_mesh
 from gpt.text.tokenizer import Tokenizer
-from gpt.training.checkpoint import load_params
+from gpt.training.checkpoint import find_checkpoint, load_params
 from gpt.training.evaluate import evaluate as evaluate_with
 from gpt.training.problem import load_problem
 from gpt.training.steps import Evaluation
@@ -35,7 +35,7 @@ NUM_HEADS, CONTEXT_LENGTH = 2, 16
 
 
 def params_of(run: Run, step: int | None = None) -> reference.Params:
-    return load_params(run.path, make_mesh(MeshConfig(), jax.devices()[:1]), step)[0]
+    return load_params(find_checkpoint(run.path, step), make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
 def expected_text_loss(params: reference.Params, tokens: np.ndarray) -> float:

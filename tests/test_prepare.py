@@ -289,7 +289,7 @@ class TestInOneProcess:
     def test_a_fraction_of_zero_gives_no_validation_split(
         self, tokenizer: Tokenizer, corpus: list[str], tmp_path: Path
     ) -> None:
-        assert prepare(corpus, tokenizer, tmp_path / "store", validation_fraction=0).splits.keys() == {"train"}
+        assert prepare(corpus, tokenizer, tmp_path / "store", validation_fraction=0.0).splits.keys() == {"train"}
 
     def test_a_large_vocabulary_is_stored_in_32_bits(
         self, tokenizer: Tokenizer, corpus: list[str], tmp_path: Path
@@ -300,7 +300,7 @@ class TestInOneProcess:
         vocab |= {f"unused{number}": len(vocab) + number for number in range(70_000)}
         vocab["\n</w>"] = len(vocab)
         large = Tokenizer(json.dumps(tree))
-        prepare(corpus, large, tmp_path / "store", validation_fraction=0)
+        prepare(corpus, large, tmp_path / "store", validation_fraction=0.0)
         store = TokenStore.open(tmp_path / "store", large)
         assert store.split("train").dtype == np.dtype("<u4")
         assert documents_of(store, "train", large) == [sentence(seed) for seed in range(30)]

@@ -20,7 +20,7 @@ from gpt.errors import DataError
 from gpt.model.gpt import Params, param_shapes
 from gpt.sharding import make_mesh
 from gpt.text.training import train_bpe
-from gpt.training.checkpoint import Checkpoints, load_params
+from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
 from gpt.training.loop import _starting_state
 from gpt.training.run_dir import load_config, read_metrics
 from gpt.training.state import TrainState, transfer
@@ -29,7 +29,7 @@ SPEED = {"tokens_per_second", "mfu"}
 
 
 def final_params(run_dir: Path) -> Params:
-    return load_params(run_dir, make_mesh(MeshConfig(), jax.devices()[:1]))[0]
+    return load_params(find_checkpoint(run_dir), make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
 def assert_bit_equal(one: Params, other: Params) -> None:
