@@ -9,8 +9,13 @@ from jaxtyping import install_import_hook
 
 install_import_hook("gpt", "beartype.beartype")  # before the first import of gpt
 jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "gpt-jax"))
-# Eight devices on two cores abort at random in a rendezvous. Child processes see one device.
+# A device that waits for the others in a collective holds a thread of the pool that they compute
+# with. A pool of as many threads as devices runs dry, and XLA aborts the process after a while:
+# in half of the runs on two cores. Child processes see one device and the usual pool.
 jax.config.update("jax_num_cpu_devices", 4)
+os.environ["NPROC"] = "16"  # read once, when the devices are made
+jax.devices()
+del os.environ["NPROC"]
 
 from toy import Run, Toy, make_toy, train_to  # noqa: E402 - imports gpt, after the hook
 
