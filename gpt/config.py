@@ -57,9 +57,20 @@ class ModelConfig:
     num_heads: int = setting(12, "attention heads a block")
     embed_dim: int = setting(768, "width of the residual stream")
     mlp_dim: int = setting(3072, "width of the feed-forward layer")
+    activation: Literal["gelu", "relu", "silu"] = setting(
+        "gelu", "non-linearity of the feed-forward layer; gelu in its tanh form"
+    )
     embed_dropout_rate: float = setting(0.1, "dropout on the sum of token and position embedding")
+    embedding_table_dropout: bool = setting(
+        False,
+        "apply embed_dropout_rate to the whole embedding table once an update, before lookup and softmax, "
+        "as OpenAI's fine-tuning code does",
+    )
     attention_dropout_rate: float = setting(0.1, "dropout on attention probabilities")
     residual_dropout_rate: float = setting(0.1, "dropout on what each sub-layer adds to the residual stream")
+    softmax_over_positions: bool = setting(
+        False, "let the position rows compete in the softmax over tokens, as OpenAI's fine-tuning code does"
+    )
     layer_norm_epsilon: float = setting(1e-5, "added to the variance in layer normalisation")
     init_std: float = setting(0.02, "standard deviation of the initial weights")
     compute_dtype: Literal["float32", "bfloat16"] = setting(

@@ -6,6 +6,7 @@ hold different numbers of real tokens, and the mean of their means is another nu
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 
@@ -31,3 +32,20 @@ def sequence_losses(
 def classification_losses(scores: Float[Array, "B N"], labels: Int[Array, "B"]) -> Float[Array, "B"]:
     """-log P(label) of each example (the terms of eq. 4)."""
     return jax.nn.logsumexp(scores, axis=-1) - jnp.take_along_axis(scores, labels[:, None], axis=-1)[:, 0]
+
+
+def multi_label_losses(scores: Float[Array, "B N"], labels: Float[Array, "B N"]) -> Float[Array, "B"]:
+    """Mean -log P of each example's N yes-or-no labels, each a probability of its own."""
+    return optax.sigmoid_binary_cross_entropy(scores, labels).mean(axis=-1)
+
+
+def regression_losses(scores: Float[Array, "B N"], targets: Float[Array, "B N"]) -> Float[Array, "B"]:
+    """Mean squared error of each example's N numbers."""
+    return jnp.square(scores - targets).mean(axis=-1)
+
+
+def tagging_losses(
+    scores: Float[Array, "B T N"], labels: Int[Array, "B T"], weights: Float[Array, "B T"]
+) -> Float[Array, "B"]:
+    """Summed -log P(label) of each sequence's tokens of weight 1; the count is the sum of `weights`."""
+    return (token_losses(scores, labels) * weights).sum(axis=-1)

@@ -37,12 +37,12 @@ def sample(
 @functools.partial(jax.jit, static_argnums=0)
 def _complete(config: ModelConfig, params: Params, tokens, start, temperature, key):
     model = bind(config, params).transformer
-    ids = jnp.arange(config.num_embeddings)
-    can_be_drawn = (ids != UNKNOWN_ID) & (ids < config.vocab_size)
 
     def draw(position, tokens):
         hidden = model(tokens)  # later positions hold zeros, which causality hides
         logits = model.logits(jax.lax.dynamic_slice_in_dim(hidden, position - 1, 1, axis=1))[:, 0] / temperature
+        ids = jnp.arange(logits.shape[-1])
+        can_be_drawn = (ids != UNKNOWN_ID) & (ids < config.vocab_size)
         drawn = jax.random.categorical(jax.random.fold_in(key, position), jnp.where(can_be_drawn, logits, -jnp.inf))
         return tokens.at[:, position].set(drawn)
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from gpt.config import ModelConfig
-from gpt.model.heads import Classifier
+from gpt.model.heads import Head
 from gpt.model.transformer import Transformer
 
 Params = dict[str, Any]
@@ -16,11 +16,11 @@ Params = dict[str, Any]
 
 
 class GPT(nnx.Module):
-    """A transformer and, for fine-tuning, a classifier with `num_outputs` scores a candidate."""
+    """A transformer and, for fine-tuning, a head of `num_outputs` scores."""
 
     def __init__(self, config: ModelConfig, num_outputs: int | None, rngs: nnx.Rngs):
         self.transformer = Transformer(config, rngs)
-        self.head = None if num_outputs is None else Classifier(config, num_outputs, rngs)
+        self.head = None if num_outputs is None else Head(config, num_outputs, rngs)
 
 
 def init_params(config: ModelConfig, key: Key[Array, ""], num_outputs: int | None = None) -> Params:

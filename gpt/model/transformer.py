@@ -1,15 +1,27 @@
 """The decoder of Radford et al. 2018, section 3.1: post-LN blocks on learned positions, tied softmax."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, UInt16
+from jaxtyping import Array, Bool, Float, Int, Key, UInt16
 
 from gpt.config import ModelConfig
 
 # What a score becomes where a position may not look: far enough from any real score to underflow
 # to exactly 0 in the softmax, the constant of OpenAI's code.
 MASKED_SCORE = -1e9
+
+ACTIVATIONS = {"gelu": nnx.gelu, "relu": nnx.relu, "silu": nnx.silu}
+"""By `ModelConfig.activation`; `nnx.gelu` is the tanh form."""
+
+
+class Activations(NamedTuple):
+    """All that the network computed on the way to its hidden states."""
+
+    hidden: Float[Array, "L+1 B T D"]  # the embedding, then the output of each block
+    attentions: Float[Array, "L B H T T"]  # probabilities, dropout included; rows of padding mean nothing
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
@@ -61,30 +73,32 @@ class Attention(nnx.Module):
         self.qkv = _linear(config, config.embed_dim, 3 * config.embed_dim, rngs)
         self.out = _linear(config, config.embed_dim, config.embed_dim, rngs)
 
-    def __call__(self, x: Float[Array, "B T D"], key: Key[Array, ""] | None) -> Float[Array, "B T D"]:
-        """What each position gathers from itself and those before it."""
+    def __call__(
+        self, x: Float[Array, "B T D"], visible: Bool[Array, "#B 1 T T"], key: Key[Array, ""] | None
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T T"]]:
+        """What each position gathers from those that are visible to it, and in which proportions."""
         heads = (*x.shape[:-1], self.config.num_heads, self.config.head_dim)
         q, k, v = (third.reshape(heads) for third in jnp.split(self.qkv(x), 3, axis=-1))
 
         scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32)
         scores = scores * self.config.head_dim**-0.5
-        causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
-        probabilities = jax.nn.softmax(jnp.where(causal, scores, MASKED_SCORE)).astype(x.dtype)
+        probabilities = jax.nn.softmax(jnp.where(visible, scores, MASKED_SCORE)).astype(x.dtype)
         probabilities = dropout(probabilities, self.config.attention_dropout_rate, key)
 
-        return self.out(jnp.einsum("bhqs,bshk->bqhk", probabilities, v).reshape(x.shape))
+        return self.out(jnp.einsum("bhqs,bshk->bqhk", probabilities, v).reshape(x.shape)), probabilities
 
 
 class MLP(nnx.Module):
-    """Position-wise feed-forward layer with the tanh form of GELU."""
+    """Position-wise feed-forward layer."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.activation = ACTIVATIONS[config.activation]
         self.up = _linear(config, config.embed_dim, config.mlp_dim, rngs)
         self.down = _linear(config, config.mlp_dim, config.embed_dim, rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The layer's output for each position by itself."""
-        return self.down(jax.nn.gelu(self.up(x), approximate=True))
+        return self.down(self.activation(self.up(x)))
 
 
 class Block(nnx.Module):
@@ -97,16 +111,29 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
         self.mlp_norm = _layer_norm(config, rngs)
 
-    def __call__(self, x: Float[Array, "B T D"], key: Key[Array, ""] | None) -> Float[Array, "B T D"]:
-        """The residual stream after this layer."""
+    def __call__(
+        self, x: Float[Array, "B T D"], visible: Bool[Array, "#B 1 T T"], key: Key[Array, ""] | None
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T T"]]:
+        """The residual stream after this layer, and the layer's attention probabilities."""
         rate = self.config.residual_dropout_rate
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
-        x = self.attention_norm(x + dropout(self.attention(x, keys[0]), rate, keys[1]))
-        return self.mlp_norm(x + dropout(self.mlp(x), rate, keys[2]))
+        gathered, probabilities = self.attention(x, visible, keys[0])
+        x = self.attention_norm(x + dropout(gathered, rate, keys[1]))
+        return self.mlp_norm(x + dropout(self.mlp(x), rate, keys[2])), probabilities
 
 
 class Transformer(nnx.Module):
-    """Embeddings and blocks. The parameters of all blocks are stacked on a leading axis L."""
+    """Embeddings and blocks. The parameters of all blocks are stacked on a leading axis L.
+
+    Every method takes the same arguments:
+
+    inputs: token ids, or embeddings in place of the tokens'.
+    key: turns dropout on. One key is one pass: give `logits` the key that its hidden states came from.
+    mask: true on real tokens, where some are padding on either side; padding is never attended to.
+    positions: by default tokens are counted from 0, padding left out.
+    segments: token ids whose embeddings are added. The original has no segments; Hugging Face's port
+      embeds its `token_type_ids` so, by the token table.
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
@@ -115,42 +142,101 @@ class Transformer(nnx.Module):
         self.position_embedding = nnx.Param(normal(rngs.params(), (config.context_length, config.embed_dim)))
         self.blocks = _stack_blocks(config, rngs)
 
-    def __call__(self, tokens: Int[Array, "B T"], key: Key[Array, ""] | None = None) -> Float[Array, "B T D"]:
-        """Hidden states of the last block; dropout is on when a key is given."""
-        length = tokens.shape[-1]
-        if length > self.config.context_length:
-            raise ValueError(
-                f"{length} tokens do not fit into ModelConfig.context_length = {self.config.context_length}"
-            )
-        embed_key, block_keys = None, None
-        if key is not None:
-            embed_key, *rest = jax.random.split(key, 1 + self.config.num_layers)
-            block_keys = jnp.stack(rest)
+    def __call__(
+        self,
+        inputs: Int[Array, "B T"] | Float[Array, "B T D"],
+        key: Key[Array, ""] | None = None,
+        *,
+        mask: Bool[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Hidden states of the last block."""
+        x, keys = self._embed(inputs, key, mask, positions, segments)
+        return self._apply_blocks(x, _visible(x.shape[1], mask), keys)[0]
 
-        x = self.token_embedding[...][tokens] + self.position_embedding[...][:length]
-        x = dropout(x.astype(self.config.compute_dtype), self.config.embed_dropout_rate, embed_key)
-        return self._apply_blocks(x, block_keys)
+    def activations(
+        self,
+        inputs: Int[Array, "B T"] | Float[Array, "B T D"],
+        key: Key[Array, ""] | None = None,
+        *,
+        mask: Bool[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+    ) -> Activations:
+        """Hidden states of every depth, and all attention probabilities."""
+        x, keys = self._embed(inputs, key, mask, positions, segments)
+        _, (hidden, attentions) = self._apply_blocks(x, _visible(x.shape[1], mask), keys, keep=True)
+        return Activations(jnp.concatenate([x[None], hidden]), attentions)
 
-    def _apply_blocks(self, x: Float[Array, "B T D"], keys: Key[Array, "L"] | None) -> Float[Array, "B T D"]:
+    def logits(self, hidden: Float[Array, "B T D"], key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
+        """Scores of every token, in float32, by the transposed token table (eq. 2)."""
+        table, positions = self._tables(_pass_keys(self.config, key)[0])
+        if self.config.softmax_over_positions:
+            table = jnp.concatenate([table, positions])
+        return jnp.einsum("btd,vd->btv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def _tables(self, key: Key[Array, ""] | None) -> tuple[Float[Array, "V D"], Float[Array, "P D"]]:
+        """Token and position embeddings as this pass sees them."""
+        tokens, positions = self.token_embedding[...], self.position_embedding[...]
+        if key is not None and self.config.embedding_table_dropout:
+            rate, (tokens_key, positions_key) = self.config.embed_dropout_rate, jax.random.split(key)
+            tokens, positions = dropout(tokens, rate, tokens_key), dropout(positions, rate, positions_key)
+        return tokens, positions
+
+    def _embed(self, inputs, key, mask, positions, segments) -> tuple[Float[Array, "B T D"], Key[Array, "L"] | None]:
+        """The embedded sequences, and the key of each block."""
+        length, limit = inputs.shape[1], self.config.context_length
+        if length > limit:
+            raise ValueError(f"{length} tokens do not fit into ModelConfig.context_length = {limit}")
+        embed_key, block_keys = _pass_keys(self.config, key)
+        token_table, position_table = self._tables(embed_key)
+        if positions is not None or mask is not None:
+            counted = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0) if positions is None else positions
+            x = position_table[counted]
+        else:
+            x = position_table[:length]
+        x = (token_table[inputs] if jnp.issubdtype(inputs.dtype, jnp.integer) else inputs) + x
+        if segments is not None:
+            x = x + token_table[segments]
+        x = x.astype(self.config.compute_dtype)
+        if not self.config.embedding_table_dropout:
+            x = dropout(x, self.config.embed_dropout_rate, embed_key)
+        return x, block_keys
+
+    def _apply_blocks(self, x: Float[Array, "B T D"], visible, keys: Key[Array, "L"] | None, keep: bool = False):
+        """The output of the last block, and what each block gave if `keep`."""
         graph, stacked = nnx.split(self.blocks)
 
         def apply_block(x, layer):
             params, key = layer
-            return nnx.merge(graph, params)(x, key), None
+            x, probabilities = nnx.merge(graph, params)(x, visible, key)
+            return x, (x, probabilities) if keep else None
 
         scan = self.config.scan_layers
         if scan is None:
             scan = jax.default_backend() != "cpu"
         if scan:
-            return jax.lax.scan(apply_block, x, (stacked, keys))[0]
+            return jax.lax.scan(apply_block, x, (stacked, keys))
+        kept = []
         for layer in _unstack((stacked, keys), self.config.num_layers):
-            x, _ = apply_block(x, layer)
-        return x
+            x, outputs = apply_block(x, layer)
+            kept.append(outputs)
+        return x, jax.tree.map(lambda *layers: jnp.stack(layers), *kept)
 
-    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Scores of every token, in float32, by the transposed token table (eq. 2)."""
-        table = self.token_embedding[...].astype(hidden.dtype)
-        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+
+def _pass_keys(config: ModelConfig, key: Key[Array, ""] | None) -> tuple[Key[Array, ""] | None, Key[Array, "L"] | None]:
+    """The keys of one pass: of the embedding, and of each block."""
+    if key is None:
+        return None, None
+    embed_key, *block_keys = jax.random.split(key, 1 + config.num_layers)
+    return embed_key, jnp.stack(block_keys)
+
+
+def _visible(length: int, mask: Bool[Array, "B T"] | None) -> Bool[Array, "#B 1 T T"]:
+    """Which positions (last axis) each position may attend to: itself and those before it that are no padding."""
+    causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
+    return causal if mask is None else causal & mask[:, None, None, :]
 
 
 def _stack_blocks(config: ModelConfig, rngs: nnx.Rngs) -> Block:

@@ -107,7 +107,7 @@ def check_pretrained(config: RunConfig, tokenizer: Tokenizer) -> None:
     source = Path(config.init_from)
     saved = load_config(source)
     find_checkpoint(source)
-    free = ("num_special_tokens", "_rate", "compute_dtype", "scan_layers", "init_std")
+    free = ("num_special_tokens", "_rate", "_dropout", "softmax_over", "compute_dtype", "scan_layers", "init_std")
     changed = [
         line
         for line in differences(saved, config)

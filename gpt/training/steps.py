@@ -51,7 +51,7 @@ class LanguageModelObjective:
     def totals(self, model: GPT, batch: TextBatch, key: Key[Array, ""] | None) -> tuple[Scalars, None]:
         """Sum of -log P over the target tokens."""
         hidden = model.transformer(batch.tokens[:, :-1], key)
-        losses = token_losses(model.transformer.logits(hidden), batch.tokens[:, 1:])
+        losses = token_losses(model.transformer.logits(hidden, key), batch.tokens[:, 1:])
         return {"lm_loss": (losses * batch.weights).sum()}, None
 
 
@@ -91,7 +91,7 @@ class TaskObjective:
 
         if "lm_loss" not in self.coefficients:  # the largest matrix product of a small model, for nothing
             return totals, scores
-        logits = model.transformer.logits(hidden).reshape(*batch.tokens.shape, -1)
+        logits = model.transformer.logits(hidden, body_key).reshape(*batch.tokens.shape, -1)
         lm_losses = sequence_losses(logits, batch.tokens, batch.weights)
         totals["lm_loss"] = (lm_losses * batch.example_weights[:, None]).sum()
         return totals, scores
