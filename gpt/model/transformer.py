@@ -1,6 +1,6 @@
 """The decoder of Radford et al. 2018, section 3.1: post-LN blocks on learned positions, tied softmax."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -180,7 +180,8 @@ class Transformer(nnx.Module):
         """Token and position embeddings as this pass sees them."""
         tokens, positions = self.token_embedding[...], self.position_embedding[...]
         if key is not None and self.config.embedding_table_dropout:
-            rate, (tokens_key, positions_key) = self.config.embed_dropout_rate, jax.random.split(key)
+            tokens_key, positions_key = jax.random.split(key)
+            rate = self.config.embed_dropout_rate
             tokens, positions = dropout(tokens, rate, tokens_key), dropout(positions, rate, positions_key)
         return tokens, positions
 
@@ -204,8 +205,10 @@ class Transformer(nnx.Module):
             x = dropout(x, self.config.embed_dropout_rate, embed_key)
         return x, block_keys
 
-    def _apply_blocks(self, x: Float[Array, "B T D"], visible, keys: Key[Array, "L"] | None, keep: bool = False):
-        """The output of the last block, and what each block gave if `keep`."""
+    def _apply_blocks(
+        self, x: Float[Array, "B T D"], visible, keys: Key[Array, "L"] | None, keep: bool = False
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """The output of the last block, and what each block gave if `keep`, stacked."""
         graph, stacked = nnx.split(self.blocks)
 
         def apply_block(x, layer):
