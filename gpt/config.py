@@ -110,9 +110,14 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Where the vocabulary is."""
+    """Where the vocabulary is, and the way from text to its words."""
 
-    path: str = setting(REQUIRED, "directory with the tokenizer.json that `gpt tokenizer train` writes")
+    path: str = setting(
+        REQUIRED, "directory with the tokenizer.json of `gpt tokenizer train`, or with OpenAI's or Hugging Face's files"
+    )
+    route: Literal["original", "basic"] | None = setting(
+        None, "original (ftfy and spaCy, as OpenAI) or basic (BERT's); None: the one that tokenizer.json records"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

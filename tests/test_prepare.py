@@ -22,6 +22,7 @@ from gpt.data.prepare import Preparation, _cut, _encode_part, _Part, prepare
 from gpt.data.sources import read_documents, split_documents
 from gpt.data.store import TokenStore
 from gpt.errors import ConfigError, DataError
+from gpt.text.pieces import Piece
 from gpt.text.tokenizer import Tokenizer
 from gpt.text.training import train_bpe
 
@@ -223,16 +224,16 @@ def test_a_single_document_cannot_be_split_and_the_way_out_is_said(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_parts_hold_all_text_in_order_and_mark_a_document_that_goes_on() -> None:
+def test_parts_hold_all_text_in_order_and_mark_a_document_that_goes_on(tokenizer: Tokenizer) -> None:
     documents = [("train", "a" * 300), ("validation", "v"), ("train", "b " * 600), ("train", "c"), ("train", "d" * 900)]
-    parts = list(_cut(documents))
-    assert [(part.split, sum(map(len, part.texts)), part.continued) for part in parts] == [
+    parts = list(_cut(documents, tokenizer))
+    assert [(part.split, sum(len(piece.text) for piece in part.pieces), part.continued) for part in parts] == [
         ("train", 801, True),
         ("train", 500, True),
         ("train", 1100, False),
         ("validation", 1, False),
     ]
-    assert "".join(text for part in parts[:-1] for text in part.texts) == "".join(
+    assert "".join(piece.text for part in parts[:-1] for piece in part.pieces) == "".join(
         t for s, t in documents if s == "train"
     )
     assert sum(part.documents for part in parts) == len(documents)
@@ -241,7 +242,7 @@ def test_parts_hold_all_text_in_order_and_mark_a_document_that_goes_on() -> None
 def test_the_separator_follows_each_document_but_not_a_piece_of_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for continued in (False, True):
         path = tmp_path / str(continued)
-        _encode_part(tokenizer.to_json(), _Part("train", ("the cat", "sat"), continued), path)
+        _encode_part(tokenizer.to_json(), _Part("train", (Piece("the cat"), Piece("sat")), continued), path)
         expected = [*tokenizer.encode("the cat"), tokenizer.newline_id, *tokenizer.encode("sat")]
         expected += [] if continued else [tokenizer.newline_id]
         assert np.fromfile(path, "<u2").tolist() == expected
@@ -299,7 +300,7 @@ class TestInOneProcess:
         del vocab["\n</w>"]
         vocab |= {f"unused{number}": len(vocab) + number for number in range(70_000)}
         vocab["\n</w>"] = len(vocab)
-        large = Tokenizer(json.dumps(tree))
+        large = Tokenizer.from_json(json.dumps(tree))
         prepare(corpus, large, tmp_path / "store", validation_fraction=0.0)
         store = TokenStore.open(tmp_path / "store", large)
         assert store.split("train").dtype == np.dtype("<u4")

@@ -8,7 +8,9 @@ import pytest
 
 from gpt.cli import tokenizer as command
 from gpt.errors import DataError
-from gpt.text.tokenizer import Tokenizer, new_basic_pipeline, split_at_breaks
+from gpt.text.pieces import split_at_breaks
+from gpt.text.pipeline import Route
+from gpt.text.tokenizer import Tokenizer
 from gpt.text.training import train_bpe
 
 TEXT = "the cat sat on the mat . the dog sat on the log , and the cat and the dog saw a frog .\n" * 20
@@ -77,20 +79,15 @@ def test_a_long_text_encodes_as_its_words_do(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode(" ".join(words)) == [token for ids in tokenizer.encode_batch(words) for token in ids]
 
 
-def test_the_published_vocabulary_gives_the_ids_of_hugging_face() -> None:
-    assets = os.environ.get("GPT_TEST_ASSETS")
-    if assets is None:
-        pytest.skip("GPT_TEST_ASSETS is not set: it names the directory with gpt1/tokenizer_cases.json")
-    directory = Path(assets) / "gpt1"
-    vocab = json.loads((directory / "encoder_bpe_40000.json").read_text())
-    lines = (directory / "vocab_40000.bpe").read_text(encoding="utf-8").splitlines()[1:]
-    merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
-    published = Tokenizer(new_basic_pipeline(vocab, merges).to_str())
-    assert (published.vocab_size, published.newline_id) == (40_478, 40_477)
-    cases = json.loads((directory / "tokenizer_cases.json").read_text())["cases"]
-    assert {case["name"]: published.encode(case["text"]) for case in cases} == {
-        case["name"]: case["ids"]["hf_v5"] for case in cases
-    }
+def test_the_published_vocabulary_gives_the_ids_of_both_references(assets: Path) -> None:
+    cases = json.loads((assets / "gpt1" / "tokenizer_cases.json").read_text())["cases"]
+    references: dict[Route, str] = {"original": "original_modern", "basic": "hf_v5"}
+    for route, reference in references.items():
+        published = Tokenizer.load(assets / "gpt1", route)
+        assert (published.vocab_size, published.newline_id) == (40_478, 40_477)
+        assert {case["name"]: published.encode(case["text"]) for case in cases} == {
+            case["name"]: case["ids"][reference] for case in cases
+        }
 
 
 def test_pieces_of_a_text_join_to_the_text_and_start_at_breaks() -> None:
@@ -140,9 +137,9 @@ def test_a_saved_tokenizer_loads_as_the_same(tokenizer: Tokenizer, tmp_path: Pat
 
 def test_the_digest_ignores_white_space_but_no_merge(tokenizer: Tokenizer) -> None:
     tree = json.loads(tokenizer.to_json())
-    assert Tokenizer(json.dumps(tree, indent=7)).sha256 == tokenizer.sha256
+    assert Tokenizer.from_json(json.dumps(tree, indent=7)).sha256 == tokenizer.sha256
     tree["model"]["merges"].pop()
-    assert Tokenizer(json.dumps(tree)).sha256 != tokenizer.sha256
+    assert Tokenizer.from_json(json.dumps(tree)).sha256 != tokenizer.sha256
 
 
 def test_saving_never_replaces_a_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -172,7 +169,7 @@ def test_loading_from_a_missing_directory_names_the_command_that_makes_one(tmp_p
         (b"[" * 100_000, "not JSON"),
         (b"\xff", "not UTF-8 text"),
         (b"[]", "it has no `model`"),
-        (b'{"model": {}}', "normalizer is None, expected"),
+        (b'{"model": {}}', "not a byte-pair encoding of the original route: decoder is None, expected"),
     ],
 )
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -188,9 +185,13 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: bytes, 
         (["model", "dropout"], 0.1, "model.dropout is 0.1, expected None"),
         (["normalizer", "lowercase"], False, "normalizer is .*'lowercase': False"),
         (["model", "vocab", "th"], 1000, "vocabulary entries are not 0 to 48, each once"),
-        (["model", "merges"], [["z", "z"]], "not a byte-pair encoding"),
-        (["model", "vocab"], {"<unk>": 0}, "not a byte-pair encoding"),
-        (["model", "vocab"], [], "not a byte-pair encoding"),
+        (
+            ["model", "merges"],
+            [["z", "z"]],
+            "do not belong together: merge 1 is 'z' 'z', and the vocabulary has no 'z'",
+        ),
+        (["model", "vocab"], {"<unk>": 0}, "do not belong together: merge 1 is"),
+        (["model", "vocab"], [], "`model` lacks a `vocab`"),
     ],
 )
 def test_another_kind_of_tokenizer_is_refused(
@@ -201,11 +202,13 @@ def test_another_kind_of_tokenizer_is_refused(
         Tokenizer.load(tmp_path)
 
 
-def test_a_vocabulary_without_the_separator_is_refused() -> None:
-    tree = json.loads(train_bpe([TEXT], 48).to_json())
+def test_a_vocabulary_without_the_newline_is_refused_only_where_it_is_needed(tokenizer: Tokenizer) -> None:
+    tree = json.loads(tokenizer.to_json())
     del tree["model"]["vocab"]["\n</w>"]
-    with pytest.raises(DataError, match="lacks '<unk>' or the document separator"):
-        Tokenizer(json.dumps(tree))
+    without = Tokenizer.from_json(json.dumps(tree))
+    assert without.encode("the cat\nsat") == tokenizer.encode("the cat sat")
+    with pytest.raises(DataError, match=r"no newline token .* documents are separated by; use OpenAI's vocabulary"):
+        _ = without.newline_id
 
 
 def test_the_train_command_writes_a_tokenizer_and_refuses_a_second(

@@ -12,6 +12,7 @@ import sys
 
 from gpt.data.prepare import prepare
 from gpt.errors import Preempted
+from gpt.text.pipeline import ROUTES
 from gpt.text.tokenizer import Tokenizer
 
 
@@ -23,7 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text file (one document), .jsonl, .parquet, or hub:OWNER/NAME[/CONFIG]:SPLIT (a document a row)",
     )
-    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="what `gpt tokenizer train` wrote")
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        metavar="DIR",
+        help="what `gpt tokenizer train` wrote, or OpenAI's or Hugging Face's vocabulary and merges",
+    )
+    parser.add_argument(
+        "--route", choices=ROUTES, help="from text to words; default the one that tokenizer.json records"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="the token store; must not exist yet")
     held_out = parser.add_mutually_exclusive_group()
     held_out.add_argument("--validation", nargs="+", default=[], metavar="FILE", help="held-out documents")
@@ -46,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         done = prepare(
             args.input,
-            Tokenizer.load(args.tokenizer),
+            Tokenizer.load(args.tokenizer, args.route),
             args.output,
             validation=args.validation,
             validation_fraction=args.validation_fraction,

@@ -10,8 +10,10 @@ from typing import Any
 
 from gpt.data.sources import read_documents
 from gpt.errors import DataError
-from gpt.text.tokenizer import FILE_NAME, Tokenizer
+from gpt.text.pipeline import ROUTES
+from gpt.text.tokenizer import Tokenizer
 from gpt.text.training import train_bpe
+from gpt.text.vocabulary import FILE_NAME
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text file, .jsonl, .parquet, or hub:OWNER/NAME[/CONFIG]:SPLIT",
     )
     train.add_argument("--vocab_size", type=int, required=True, metavar="N", help="ids of the vocabulary")
+    train.add_argument(
+        "--route", choices=ROUTES, default="basic", help="from text to words; original needs the extra; default basic"
+    )
     train.add_argument("--output", required=True, metavar="DIR", help="where to write; must hold no tokenizer yet")
     train.add_argument("--text_field", default="text", metavar="NAME", help="field of a row; default text")
     train.add_argument("--json", action="store_true", help="print the report as JSON on standard output")
@@ -33,13 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("decode", "one JSON list of ids a line on standard input to one JSON string a line"),
     ):
         filter_parser = actions.add_parser(action, help=help_text)
-        filter_parser.add_argument("--vocab", required=True, metavar="DIR", help="what `gpt tokenizer train` wrote")
+        filter_parser.add_argument(
+            "--vocab",
+            required=True,
+            metavar="DIR",
+            help="what `gpt tokenizer train` wrote, or OpenAI's or Hugging Face's vocabulary and merges",
+        )
+        filter_parser.add_argument(
+            "--route", choices=ROUTES, help="from text to words; default the one that tokenizer.json records"
+        )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.action == "train":
         return _train(args)
-    tokenizer = Tokenizer.load(args.vocab)
+    tokenizer = Tokenizer.load(args.vocab, args.route)
     for source, value in _read_lines():
         if args.action == "encode":
             answer: Any = tokenizer.encode(_checked_text(value, source))
@@ -53,7 +66,7 @@ def _train(args: argparse.Namespace) -> int:
     if (Path(args.output) / FILE_NAME).exists():  # `save` refuses, too, but only after minutes of work
         raise DataError(f"--output {args.output}: holds a tokenizer already: choose another directory, or remove it")
     started = time.perf_counter()
-    tokenizer = train_bpe(read_documents(args.input, args.text_field), args.vocab_size)
+    tokenizer = train_bpe(read_documents(args.input, args.text_field), args.vocab_size, args.route)
     tokenizer.save(args.output)
     seconds = time.perf_counter() - started
     print(f"{args.output}: {tokenizer.vocab_size:,} ids in {seconds:.1f} s", file=sys.stderr)

@@ -28,7 +28,8 @@ import numpy as np
 from gpt.data.sources import TRAIN, VALIDATION, fingerprint, split_documents, text_bytes
 from gpt.data.store import INDEX_NAME, SplitIndex, StoreIndex, TokenStore, token_dtype
 from gpt.errors import ConfigError, DataError
-from gpt.text.tokenizer import Tokenizer, split_at_breaks
+from gpt.text.pieces import Piece
+from gpt.text.tokenizer import Tokenizer
 
 _PART_LENGTH = 1 << 22  # characters
 _LINE_SECONDS = 10.0  # between progress lines when standard error is not a terminal
@@ -47,13 +48,13 @@ class Preparation:
 @dataclasses.dataclass(frozen=True)
 class _Part:
     split: str
-    texts: tuple[str, ...]
-    continued: bool  # the last text goes on in the next part of the split
+    pieces: tuple[Piece, ...]
+    continued: bool  # the last piece's text goes on in the next part of the split
 
     @property
     def documents(self) -> int:
         """Documents that end in the part."""
-        return len(self.texts) - self.continued
+        return len(self.pieces) - self.continued
 
 
 def prepare(
@@ -74,6 +75,7 @@ def prepare(
     """
     started = time.perf_counter()
     _check_settings(inputs, validation, validation_fraction, workers)
+    _ = tokenizer.newline_id  # a vocabulary without it is refused here, and not after the work
     documents = split_documents(inputs, validation, validation_fraction, text_field)
     recipe = _recipe(inputs, validation, validation_fraction, text_field, tokenizer)
     output = Path(output)
@@ -83,7 +85,7 @@ def prepare(
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with _progress(text_bytes([*inputs, *validation])) as advance:
-            parts, encoded = _encode_parts(_cut(documents), partial, tokenizer, workers, advance)
+            parts, encoded = _encode_parts(_cut(documents, tokenizer), partial, tokenizer, workers, advance)
         index = _assemble(parts, partial, output, tokenizer, recipe)
     except OSError as error:
         raise DataError(f"--output {output}: cannot be written: {error.strerror or error}") from None
@@ -130,19 +132,19 @@ def _prepared_before(output: Path, recipe: str) -> StoreIndex:
     return index
 
 
-def _cut(documents: Iterable[tuple[str, str]]) -> Iterator[_Part]:
-    texts: dict[str, list[str]] = {TRAIN: [], VALIDATION: []}
+def _cut(documents: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> Iterator[_Part]:
+    pieces: dict[str, list[Piece]] = {TRAIN: [], VALIDATION: []}
     lengths = {TRAIN: 0, VALIDATION: 0}
     for split, document in documents:
         remaining = len(document)
-        for piece in split_at_breaks(document, _PART_LENGTH):
-            texts[split].append(piece)
-            lengths[split] += len(piece)
-            remaining -= len(piece)
+        for piece in tokenizer.cut(document, _PART_LENGTH):
+            pieces[split].append(piece)
+            lengths[split] += len(piece.text)
+            remaining -= len(piece.text)
             if lengths[split] >= _PART_LENGTH:
-                yield _Part(split, tuple(texts[split]), continued=remaining > 0)
-                texts[split], lengths[split] = [], 0
-    for split, rest in texts.items():
+                yield _Part(split, tuple(pieces[split]), continued=remaining > 0)
+                pieces[split], lengths[split] = [], 0
+    for split, rest in pieces.items():
         if rest:
             yield _Part(split, tuple(rest), continued=False)
 
@@ -154,11 +156,13 @@ def _encode_parts(
     finished: list[tuple[str, int, Path]] = []
     encoded = 0
     pending: deque[tuple[Future[None] | None, int]] = deque()
+    tokenizer_json = tokenizer.to_json()
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
         for number, part in enumerate(parts):
             path, size = partial / _part_name(number, part, tokenizer), _part_bytes(part)
-            future = None if path.exists() else pool.submit(_encode_part, tokenizer.to_json(), part, path)
+            with _interrupts_kept_back():
+                future = None if path.exists() else pool.submit(_encode_part, tokenizer_json, part, path)
             finished.append((part.split, part.documents, path))
             encoded += size if future else 0
             pending.append((future, size))
@@ -185,17 +189,26 @@ def _finish(job: tuple[Future[None] | None, int], advance: Callable[[int], None]
 
 def _part_name(number: int, part: _Part, tokenizer: Tokenizer) -> str:
     digest = hashlib.sha256(f"{tokenizer.sha256} {part.continued}".encode())
-    for text in part.texts:
-        digest.update(hashlib.sha256(text.encode()).digest())
+    for piece in part.pieces:
+        digest.update(hashlib.sha256(f"{piece.first} {piece.after_markup} {piece.text}".encode()).digest())
     return f"{part.split}-{number:06d}-{digest.hexdigest()}.bin"
 
 
 def _part_bytes(part: _Part) -> int:
-    return sum(len(text.encode()) for text in part.texts)
+    return sum(len(piece.text.encode()) for piece in part.pieces)
+
+
+@contextlib.contextmanager
+def _interrupts_kept_back() -> Iterator[None]:
+    """Processes started here never see Ctrl-C, which reaches the whole group, not even as they start up."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
@@ -207,15 +220,14 @@ def _exit_with_parent() -> None:
     os._exit(1)  # a killed parent closes no queue: without this the worker would wait for ever
 
 
-_load_tokenizer = functools.lru_cache(maxsize=1)(Tokenizer)
+_load_tokenizer = functools.lru_cache(maxsize=1)(Tokenizer.from_json)
 
 
 def _encode_part(tokenizer_json: str, part: _Part, path: Path) -> None:
     tokenizer = _load_tokenizer(tokenizer_json)
     arrays = []
-    for position, text in enumerate(part.texts):
-        ids = tokenizer.encode(text)
-        if not (part.continued and position == len(part.texts) - 1):
+    for position, ids in enumerate(tokenizer.encode_pieces(part.pieces)):
+        if not (part.continued and position == len(part.pieces) - 1):
             ids.append(tokenizer.newline_id)
         arrays.append(np.array(ids, dtype=token_dtype(tokenizer.vocab_size)))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -1,115 +1,112 @@
 """The byte-pair tokenizer: text to ids of the vocabulary and back.
 
-The route is "basic": BERT's normaliser (lower case, accents and control characters removed) and word splitter in front
-of the merges, as Hugging Face's `OpenAIGPTTokenizerFast` does it. It never produces the newline token, which is
-therefore free to separate documents.
+There are two routes from text to the words that are split into ids, and a tokenizer takes one of them:
+
+* original: ftfy, OpenAI's standardisation of text, spaCy's English tokenizer (`gpt.text.original`); what the published
+  weights were trained with;
+* basic: BERT's normaliser and word splitter (`gpt.text.basic`); what Hugging Face's fast tokenizer does.
 """
 
-import contextlib
 import hashlib
-import itertools
 import json
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
-import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+import numpy as np
 
 from gpt.errors import DataError
+from gpt.text import pipeline
+from gpt.text.basic import BasicRoute
+from gpt.text.original import OriginalRoute, require_newline
+from gpt.text.pieces import Encoding, Piece
+from gpt.text.pipeline import Route
+from gpt.text.vocabulary import FILE_NAME, NEWLINE, PAIRS, Vocabulary, pair_contents, read_pair, read_text, write_new
 
-FILE_NAME = "tokenizer.json"
-UNKNOWN = "<unk>"
-WORD_END = "</w>"
-NEWLINE = "\n" + WORD_END
+_BATCH_LENGTH = 1 << 20  # characters encoded at once
 
-_PIECE_LENGTH = 4096  # characters; the library keeps ~100 bytes for each while it encodes, and is fastest about here
-_PIECES_AT_ONCE = 256
-_BREAK = re.compile("[ \n]")
-
-
-def new_basic_pipeline(vocab: dict[str, int] | None = None, merges: Sequence[tuple[str, str]] = ()) -> Any:
-    """A `tokenizers.Tokenizer` of the basic route; without a vocabulary it can be trained."""
-    pipeline = tokenizers.Tokenizer(
-        models.BPE(vocab=vocab or {}, merges=list(merges), unk_token=UNKNOWN, end_of_word_suffix=WORD_END)
-    )
-    pipeline.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True
-    )
-    pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pipeline.decoder = decoders.BPEDecoder(suffix=WORD_END)
-    return pipeline
+FileKind = Literal["tokenizer", "openai", "huggingface"]
 
 
-def split_at_breaks(text: str, length: int) -> Iterator[str]:
-    """Pieces of at least `length` characters but the last, cut in front of spaces and newlines only.
+class Padded(NamedTuple):
+    """Sequences of ids as one array."""
 
-    The route never looks across white space, so the ids of the pieces are the ids of the text.
-    """
-    start = 0
-    while start < len(text):
-        found = _BREAK.search(text, start + length)
-        end = found.start() if found else len(text)
-        yield text[start:end]
-        start = end
+    ids: np.ndarray  # [sequences, length] int32
+    mask: np.ndarray  # [sequences, length] bool, True for ids and False for padding
 
 
 class Tokenizer:
     """A vocabulary of `vocab_size` ids; the model's special tokens follow it and never come from text."""
 
-    def __init__(self, content: str) -> None:
-        """`content` is a tokenizer.json; raises DataError unless it is a byte-pair encoding of the basic route."""
-        self._content = content
-        self._pipeline = _parse(content)
-        self.vocab_size: int = self._pipeline.get_vocab_size()
-        self.newline_id: int = self._pipeline.token_to_id(NEWLINE)
+    def __init__(self, vocabulary: Vocabulary, route: Route) -> None:
+        self.route: Route = route
+        self.vocabulary = vocabulary
+        self.vocab_size = vocabulary.size
+        self._pipeline = pipeline.build(vocabulary, route)
+        self._route = (OriginalRoute if route == "original" else BasicRoute)(self._pipeline)
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> "Tokenizer":
-        """The tokenizer that `save` wrote to a directory."""
-        path = Path(directory) / FILE_NAME
-        try:
-            return cls(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            problem = f"there is no {FILE_NAME} in it" if path.parent.is_dir() else "there is no such directory"
-            raise DataError(f"tokenizer {directory}: {problem}; `gpt tokenizer train` makes one") from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text: {error}") from None
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
+    def from_json(cls, content: str, route: Route | None = None) -> "Tokenizer":
+        """The tokenizer of a tokenizer.json, with the route recorded in it unless another is asked for."""
+        vocabulary, recorded = pipeline.parse(content)
+        return cls(vocabulary, route or recorded)
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write tokenizer.json, whole or not at all; an existing one is never replaced."""
-        path = Path(directory) / FILE_NAME
-        if path.exists():
-            raise DataError(f"{path} exists already: choose another directory, or remove it first")
-        temporary = path.with_name(f".{FILE_NAME}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(self._content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written: {error.strerror}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], route: Route | None = None) -> "Tokenizer":
+        """The tokenizer in a directory, of any kind of files that `save` writes.
+
+        tokenizer.json is read if it is there, and records a route; the pairs of vocabulary and merges that OpenAI and
+        Hugging Face published do not, and `route` has to say it. Raises DataError for what cannot be used.
+        """
+        directory = Path(directory)
+        if (path := directory / FILE_NAME).exists():
+            content = read_text(path)
+            try:
+                return cls.from_json(content, route)
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from None
+        for vocab_name, merges_name in PAIRS.values():
+            if (directory / vocab_name).exists() or (directory / merges_name).exists():
+                vocabulary = read_pair(directory / vocab_name, directory / merges_name)
+                if route is None:
+                    raise DataError(
+                        f"tokenizer {directory}: {vocab_name} and {merges_name} do not say which route from text to "
+                        "words they go with; say it with --route (or TokenizerConfig.route): original gives the ids "
+                        "that OpenAI's weights were trained with, basic those of Hugging Face's tokenizer"
+                    )
+                return cls(vocabulary, route)
+        problem = f"there is no {FILE_NAME} in it" if directory.is_dir() else "there is no such directory"
+        others = " or ".join(f"{vocab} with {merges}" for vocab, merges in PAIRS.values())
+        raise DataError(f"tokenizer {directory}: {problem}; `gpt tokenizer train` makes one (and {others} can be used)")
+
+    def save(self, directory: str | os.PathLike[str], kind: FileKind = "tokenizer") -> None:
+        """Write the files of a kind, each whole or not at all; an existing one is never replaced.
+
+        `tokenizer` is tokenizer.json; `openai` and `huggingface` are their pairs of files, which hold no route.
+        """
+        contents = {FILE_NAME: self.to_json()} if kind == "tokenizer" else pair_contents(self.vocabulary, kind)
+        write_new(Path(directory), contents)
+
+    def with_route(self, route: Route) -> "Tokenizer":
+        """The same vocabulary with another route."""
+        return self if route == self.route else Tokenizer(self.vocabulary, route)
 
     def to_json(self) -> str:
         """The content of tokenizer.json."""
-        return self._content
+        return self._pipeline.to_str(pretty=True)
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the content, whatever its white space and order of keys."""
-        canonical = json.dumps(json.loads(self._content), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        """Hex digest of route, vocabulary and merges."""
+        tree = json.loads(self._pipeline.to_str())
+        tree["added_tokens"] = []  # the same in every vocabulary of the route
+        return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def newline_id(self) -> int:
+        """Id of the newline token, which also ends documents; DataError when the vocabulary has none."""
+        return require_newline(self.vocabulary.ids.get(NEWLINE))
 
     @property
     def start_id(self) -> int:
@@ -132,16 +129,29 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
-        ids: list[list[int]] = [[] for _ in texts]
-        pieces = ((owner, piece) for owner, text in enumerate(texts) for piece in split_at_breaks(text, _PIECE_LENGTH))
-        while batch := list(itertools.islice(pieces, _PIECES_AT_ONCE)):
-            try:
-                encodings = self._pipeline.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
-            except (TypeError, UnicodeEncodeError):
-                raise DataError("a text holds half of a surrogate pair, which is no character") from None
-            for (owner, _), encoding in zip(batch, encodings, strict=True):
-                ids[owner].extend(encoding.ids)
+        return self.encode_pieces([Piece(text) for text in texts])
+
+    def cut(self, text: str, length: int) -> Iterator[Piece]:
+        """Pieces of at least `length` characters but the last, whose ids joined are the ids of the text."""
+        return self._route.cut(Piece(text), length)
+
+    def encode_pieces(self, pieces: Sequence[Piece]) -> list[list[int]]:
+        """Ids of each piece that `cut` made."""
+        ids: list[list[int]] = [[] for _ in pieces]
+        length = self._route.piece_length
+        parts = ((owner, part) for owner, piece in enumerate(pieces) for part in self._route.cut(piece, length))
+        for batch in _batches(parts):
+            for (owner, _), found in zip(batch, self._route.encode([part for _, part in batch]), strict=True):
+                ids[owner].extend(found)
         return ids
+
+    def encode_with_offsets(self, text: str) -> Encoding:
+        """Ids, and for each the span of characters it stands for.
+
+        With the basic route the spans are in `text` itself. The original route changes the text before it looks at
+        words; its spans are in the standardised text, which is what the `text` of the result holds.
+        """
+        return self._route.encode_with_offsets(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids of the vocabulary."""
@@ -150,32 +160,34 @@ class Tokenizer:
                 raise DataError(f"token id {token}: the vocabulary has ids from 0 to {self.vocab_size - 1}")
         return self._pipeline.decode(list(ids), skip_special_tokens=False)
 
+    @staticmethod
+    def pad(
+        sequences: Sequence[Sequence[int]], *, side: Literal["left", "right"] = "right", length: int | None = None
+    ) -> Padded:
+        """The sequences as one array, as long as the longest or as `length`.
 
-def _parse(content: str) -> Any:
-    try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON: {error}") from None
-    expected = json.loads(new_basic_pipeline().to_str())
-    if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
-        raise DataError("not a tokenizer.json: it has no `model`")
-    found = {**tree, **{f"model.{key}": value for key, value in tree["model"].items()}}
-    # Parts that change ids. Dropout would make them random, truncation and post-processing would add or lose some.
-    wanted = {key: expected[key] for key in ("normalizer", "pre_tokenizer", "decoder")}
-    wanted |= {"model.type": "BPE", "model.unk_token": UNKNOWN, "model.end_of_word_suffix": WORD_END}
-    wanted |= dict.fromkeys(("truncation", "padding", "post_processor", "model.dropout"))
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            raise DataError(
-                f"not a byte-pair encoding of the basic route: {key} is {found.get(key)!r}, expected {value!r}"
-            )
-    try:
-        pipeline = tokenizers.Tokenizer.from_str(content)
-    except Exception as error:  # the library raises nothing more specific
-        raise DataError(f"not a byte-pair encoding: {error}") from None
-    vocab = tree["model"]["vocab"]
-    if sorted(vocab.values()) != list(range(pipeline.get_vocab_size())):
-        raise DataError(f"the ids of the {len(vocab)} vocabulary entries are not 0 to {len(vocab) - 1}, each once")
-    if UNKNOWN not in vocab or NEWLINE not in vocab:
-        raise DataError(f"the vocabulary lacks {UNKNOWN!r} or the document separator {NEWLINE!r}")
-    return pipeline
+        There is no padding token: padding holds id 0, and the mask says where it is.
+        """
+        longest = max(map(len, sequences), default=0)
+        if length is not None and length < longest:
+            raise DataError(f"length {length}: a sequence has {longest} tokens; cut it, or pad to a greater length")
+        shape = (len(sequences), longest if length is None else length)
+        padded = Padded(np.zeros(shape, np.int32), np.zeros(shape, bool))
+        for row, sequence in enumerate(sequences):
+            columns = slice(len(sequence)) if side == "right" else slice(shape[1] - len(sequence), None)
+            padded.ids[row, columns] = sequence
+            padded.mask[row, columns] = True
+        return padded
+
+
+def _batches(parts: Iterable[tuple[int, Piece]]) -> Iterator[list[tuple[int, Piece]]]:
+    batch: list[tuple[int, Piece]] = []
+    length = 0
+    for owner, part in parts:
+        batch.append((owner, part))
+        length += len(part.text)
+        if length >= _BATCH_LENGTH:
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch

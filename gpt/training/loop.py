@@ -38,7 +38,7 @@ def train(config: RunConfig) -> dict[str, Any]:
       GPTError: a setting or a file cannot be used; nothing has been overwritten then.
       Preempted: SIGTERM or Ctrl-C came; the state is saved, and the same call continues.
     """
-    tokenizer = Tokenizer.load(config.tokenizer.path)
+    tokenizer = Tokenizer.load(config.tokenizer.path, config.tokenizer.route)
     problem = load_problem(config, tokenizer)
     if config.init_from is not None:
         check_pretrained(config, tokenizer)

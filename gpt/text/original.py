@@ -1,0 +1,154 @@
+"""The original route: the text as OpenAI standardised it, in the words of spaCy's English tokenizer, lower-cased.
+
+spaCy's tokenizer takes white space as given and works on one chunk between two spaces at a time, so the tokens of a
+chunk are learnt once. One step of it does look further: it searches the finished tokens for the special cases (`:-)`,
+`it's`) that its rules took apart, and does so across spaces. A run of tokens that only looks like a special case,
+because spaces are inside it, stays as it is, but where it overlaps a real one the longer of the two counts. So chunks
+of which the end and the beginning could be the inside of a special case are kept together.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from gpt.errors import DataError
+from gpt.text import standardise
+from gpt.text.pieces import Encoding, Piece
+from gpt.text.standardise import NEWLINE_CHUNK
+from gpt.text.vocabulary import NEWLINE
+
+_MAX_REMEMBERED = 1 << 22  # characters of chunks; their ids and spaCy's own tables take about 60 bytes for each
+
+
+class Splitter:
+    """Text to chunks, and a chunk to the words that the merges see."""
+
+    def __init__(self) -> None:
+        """Raises DataError unless spaCy is installed."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Give back the memory of spaCy's tables, which grow with every new word."""
+        self._spacy = _english_tokenizer()
+        self._inside = _insides_of_special_cases(self._spacy)
+        self._lefts: dict[str, tuple[str, ...]] = {}
+
+    def chunks(self, piece: Piece) -> list[str]:
+        """Chunks whose words do not depend on each other; joined by spaces they are the standardised text."""
+        chunks = standardise.chunks_of(piece)
+        known = self._lefts
+        for chunk in set(chunks) - known.keys():
+            known[chunk] = tuple(left for right, lefts in self._inside if chunk.startswith(right) for left in lefts)
+        lefts = list(map(known.__getitem__, chunks))
+        joints = [i for i, ends in enumerate(lefts) if ends and i and chunks[i - 1].endswith(ends)]
+        for i in reversed(joints):  # from the right, so that the positions to the left stay
+            chunks[i - 1 : i + 1] = [f"{chunks[i - 1]} {chunks[i]}"]
+        return chunks
+
+    def words(self, chunk: str) -> list[str]:
+        """The lower-cased words of a chunk."""
+        return [token.text.lower() for token in self._spacy(chunk)]
+
+    def words_with_offsets(self, chunk: str) -> Iterator[tuple[str, list[int]]]:
+        """Each lower-cased word, and for each of its characters the position in the chunk it comes from."""
+        for token in self._spacy(chunk):
+            # Lower case may be longer: that of a capital I with a dot has two characters.
+            origins = [token.idx + i for i, character in enumerate(token.text) for _ in character.lower()]
+            yield token.text.lower(), origins
+
+
+class OriginalRoute:
+    """Text to ids with a pipeline of `gpt.text.pipeline`, which sees single words."""
+
+    piece_length = 1 << 16  # characters
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+        self._newline_id: int | None = pipeline.token_to_id(NEWLINE)
+        self._loaded: Splitter | None = None
+        self._ids: dict[str, tuple[int, ...]] = {}
+        self._remembered = 0
+
+    @property
+    def _splitter(self) -> Splitter:
+        if self._loaded is None:  # spaCy takes seconds to import, and decoding can do without it
+            self._loaded = Splitter()
+        return self._loaded
+
+    def cut(self, piece: Piece, length: int) -> Iterator[Piece]:
+        """Pieces of at least `length` characters but the last, cut at line breaks that allow it."""
+        return standardise.cut(piece, length)
+
+    def encode(self, pieces: Sequence[Piece]) -> list[list[int]]:
+        """Ids of each piece."""
+        pieces_chunks = [self._splitter.chunks(piece) for piece in pieces]
+        self._learn(set().union(*pieces_chunks))
+        ids_of = self._ids.__getitem__
+        return [list(itertools.chain.from_iterable(map(ids_of, chunks))) for chunks in pieces_chunks]
+
+    def _learn(self, chunks: set[str]) -> None:
+        """Have the ids of all these chunks in memory."""
+        if self._remembered > _MAX_REMEMBERED:
+            self._ids, self._remembered = {}, 0
+            self._splitter.forget()
+        new = list(chunks - self._ids.keys() - {NEWLINE_CHUNK})
+        self._remembered += sum(map(len, new))
+        words = [self._splitter.words(chunk) for chunk in new]
+        encodings = self._pipeline.encode_batch_fast(words, is_pretokenized=True, add_special_tokens=False)
+        self._ids.update((chunk, tuple(found.ids)) for chunk, found in zip(new, encodings, strict=True))
+        if NEWLINE_CHUNK in chunks:
+            self._ids[NEWLINE_CHUNK] = (require_newline(self._newline_id),)
+
+    def encode_with_offsets(self, text: str) -> Encoding:
+        """Ids and their spans in the standardised text, which comes with them."""
+        splitter = self._splitter
+        chunks = splitter.chunks(Piece(text))
+        result = Encoding([], [], " ".join(chunks))
+        start = 0
+        for chunk in chunks:
+            if chunk == NEWLINE_CHUNK:
+                result.ids.append(require_newline(self._newline_id))
+                result.offsets.append((start, start + 1))
+            else:
+                pairs = list(splitter.words_with_offsets(chunk))
+                words, origins = [word for word, _ in pairs], [origin for _, origin in pairs]
+                found = self._pipeline.encode(words, is_pretokenized=True, add_special_tokens=False)
+                result.ids.extend(found.ids)
+                for word, (first, last) in zip(found.word_ids, found.offsets, strict=True):
+                    result.offsets.append((start + origins[word][first], start + origins[word][last - 1] + 1))
+            start += len(chunk) + 1
+        return result
+
+
+def require_newline(newline_id: int | None) -> int:
+    """The id of the newline token; DataError when the vocabulary has none."""
+    if newline_id is None:
+        raise DataError(
+            f"the vocabulary has no newline token {NEWLINE!r}, which the original route makes of line breaks and "
+            "documents are separated by; use OpenAI's vocabulary, or one of `gpt tokenizer train`"
+        )
+    return newline_id
+
+
+def _english_tokenizer() -> Any:
+    try:
+        from spacy.lang.en import English
+    except ImportError:
+        raise standardise.missing("spacy") from None
+    standardise.import_ftfy()
+    return English().tokenizer
+
+
+def _insides_of_special_cases(english: Any) -> list[tuple[str, tuple[str, ...]]]:
+    """Tokens that follow another one inside a special case, each with those that it follows there."""
+    affixes = {
+        name: getattr(english, name)
+        for name in ("prefix_search", "suffix_search", "infix_finditer", "token_match", "url_match")
+    }
+    without_rules = type(english)(english.vocab, rules=None, **affixes)
+    lefts: dict[str, set[str]] = {}
+    for case in english.rules:
+        tokens: Iterable[str] = [token.text for token in without_rules(case)]
+        for left, right in itertools.pairwise(tokens):
+            lefts.setdefault(right, set()).add(left)
+    return [(right, tuple(sorted(ends))) for right, ends in sorted(lefts.items())]
