@@ -218,7 +218,9 @@ class RunConfig:
     init_from: str | None = setting(None, "run directory whose latest weights to start from; None: random weights")
     seed: int = setting(42, "governs initial weights, data order and dropout")
     num_epochs: int = setting(100, "passes over the training split; the schedule ends with the last")
-    max_steps: int | None = setting(None, "fewer updates than the epochs take; the schedule ends there")
+    max_steps: int | None = setting(
+        None, "fewer updates than the epochs take; the schedule ends there; 0: weights of `gpt convert`, no update"
+    )
     batch_size: int = setting(64, "sequences (pretraining) or examples (fine-tuning) an update, over all devices")
     accumulation_steps: int = setting(1, "parts in which a batch is computed, to save memory; same gradient")
     log_every_steps: int = setting(100, "updates between log lines")
@@ -235,9 +237,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require_positive(
-            self, "num_epochs", "max_steps", "batch_size", "accumulation_steps", "log_every_steps",
+            self, "num_epochs", "batch_size", "accumulation_steps", "log_every_steps",
             "evaluate_every_steps", "evaluation_batches",
         )  # fmt: skip
+        _require(
+            self.max_steps is None or self.max_steps >= 0,
+            f"RunConfig.max_steps = {self.max_steps}: must be 0 or more",
+        )
         _require(0 <= self.seed < 2**32, f"RunConfig.seed = {self.seed}: must be from 0 to 2**32 - 1")
         _require(
             self.batch_size % self.accumulation_steps == 0,
@@ -246,7 +252,7 @@ class RunConfig:
         )
         if self.task.name is None:
             _require(
-                self.data.token_store is not None,
+                self.data.token_store is not None or self.max_steps == 0,
                 "DataConfig.token_store is not set: pretraining reads the directory that `gpt prepare` wrote "
                 "(to fine-tune, set TaskConfig.name)",
             )

@@ -19,6 +19,7 @@ FLOORS = (
     ("gpt.sharding",),
     ("gpt.model", "gpt.data"),
     ("gpt.tasks",),
+    ("gpt.interop",),
     ("gpt.training",),
     ("gpt.evaluation", "gpt.generation"),
     ("gpt.cli", "gpt.__main__"),

@@ -108,6 +108,16 @@ def load_params(checkpoint: Path, mesh: Mesh) -> Params:
     return ocp.load_checkpointables(path, {"params": abstract})["params"]
 
 
+def save_params(run_dir: Path, params: Params) -> None:
+    """Writes weights as the checkpoint of step 0, to start from or to evaluate; no optimizer state."""
+    path = (run_dir / "checkpoints" / "0").resolve()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ocp.save_checkpointables(str(path), {"params": params})
+    except (OSError, ValueError) as error:
+        raise DataError(f"weights could not be written to {str(path)!r}: {str(error).splitlines()[0]}") from error
+
+
 def _as_dicts(metadata: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
 

@@ -38,6 +38,11 @@ def train(config: RunConfig) -> dict[str, Any]:
       GPTError: a setting or a file cannot be used; nothing has been overwritten then.
       Preempted: SIGTERM or Ctrl-C came; the state is saved, and the same call continues.
     """
+    if config.max_steps == 0:
+        raise ConfigError(
+            "RunConfig.max_steps = 0 describes weights that `gpt convert` wrote, not a training: to train them further, "
+            "set RunConfig.init_from to their directory, and RunConfig.max_steps to None or more than 0"
+        )
     tokenizer = Tokenizer.load(config.tokenizer.path, config.tokenizer.route)
     problem = load_problem(config, tokenizer)
     if config.init_from is not None:

@@ -63,11 +63,15 @@ def load_problem(config: RunConfig, tokenizer: Tokenizer, *, whole_validation: b
 
 
 def _num_steps(config: RunConfig, batches: grain.MapDataset) -> int:
-    return min(len(batches), config.max_steps or len(batches))
+    return len(batches) if config.max_steps is None else min(len(batches), config.max_steps)
 
 
 def _pretraining(config: RunConfig, tokenizer: Tokenizer, max_batches: int | None) -> Problem:
-    assert config.data.token_store is not None
+    if config.data.token_store is None:
+        raise ConfigError(
+            "DataConfig.token_store is not set, because these weights were converted and not trained here: "
+            "set --gin.DataConfig.token_store to a directory that `gpt prepare` wrote"
+        )
     store = TokenStore.open(config.data.token_store, tokenizer)
     train, validation = store.split("train"), store.split("validation")
     length = config.model.context_length

@@ -1,0 +1,1 @@
+"""Weights in the formats of others: OpenAI's numbered arrays and Hugging Face's folders."""
