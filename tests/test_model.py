@@ -12,6 +12,7 @@ import reference
 
 from gpt.config import ModelConfig
 from gpt.model.gpt import bind, init_params, param_shapes, path_shapes
+from gpt.model.heads import last_token
 from gpt.model.transformer import dropout
 
 CONFIG = ModelConfig(
@@ -36,8 +37,13 @@ def tokens() -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def hidden_states(config: ModelConfig, params, tokens, key=None):
-    return bind(config, params).transformer(tokens, key)
+def hidden_states(config: ModelConfig, params, tokens, key=None, **inputs):
+    return bind(config, params).transformer(tokens, key, **inputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def activations_of(config: ModelConfig, params, tokens, key=None):
+    return bind(config, params).transformer.activations(tokens, key)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -79,6 +85,133 @@ def test_classifier_scores_equal_the_reference(params: Any) -> None:
     hidden = np.random.default_rng(2).normal(size=(2, 2, 11, CONFIG.embed_dim)).astype(np.float32)
     expected = reference.task_scores(params, hidden, np.array([[3, 0], [10, 5]]))
     np.testing.assert_allclose(scores_of(params, hidden), expected, rtol=0, atol=1e-5)
+
+
+def test_similarity_scores_add_both_orders_before_the_head(params: Any) -> None:
+    hidden = np.random.default_rng(2).normal(size=(3, 2, 11, CONFIG.embed_dim)).astype(np.float32)
+    extract = np.array([[3, 0], [10, 5], [2, 2]])
+    head = bind(CONFIG, params).head
+    assert head is not None
+    pooled = np.take_along_axis(hidden, extract[..., None, None], axis=-2)[:, :, 0]
+    expected = reference.linear(pooled[:, 0] + pooled[:, 1], params["head"])
+    np.testing.assert_allclose(head.similarity(jnp.asarray(hidden), jnp.asarray(extract)), expected, rtol=0, atol=1e-5)
+
+
+def test_tags_are_scores_of_every_token(params: Any) -> None:
+    hidden = np.random.default_rng(2).normal(size=(3, 11, CONFIG.embed_dim)).astype(np.float32)
+    head = bind(CONFIG, params).head
+    assert head is not None
+    expected = reference.linear(hidden, params["head"])
+    np.testing.assert_allclose(head.tokens(jnp.asarray(hidden)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["similarity", "tokens"])
+def test_a_key_drops_features_in_front_of_every_head(params: Any, name: str) -> None:
+    hidden = jnp.ones((2, 2, 11, CONFIG.embed_dim)) if name == "similarity" else jnp.ones((2, 11, CONFIG.embed_dim))
+    where = [jnp.zeros((2, 2), int)] if name == "similarity" else []
+    run = getattr(bind(CONFIG, params).head, name)
+    one, other, silent = (run(hidden, *where, 0.5, key) for key in (KEY, jax.random.key(8), None))
+    assert np.abs(one - other).min() > 1e-4
+    assert np.abs(one - silent).min() > 1e-4
+
+
+# Padding, positions, segments, embeddings
+
+
+def pad_left(tokens: np.ndarray, lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The first tokens of each row behind padding, and the mask."""
+    mask = np.arange(tokens.shape[1]) >= tokens.shape[1] - np.array(lengths)[:, None]
+    padded = np.full_like(tokens, 7)
+    for row, length in enumerate(lengths):
+        padded[row, tokens.shape[1] - length :] = tokens[row, :length]
+    return padded, mask
+
+
+def test_padding_on_the_left_leaves_real_tokens_as_they_are(params: Any, tokens: np.ndarray) -> None:
+    lengths = [11, 6, 1, 3]
+    padded, mask = pad_left(tokens, lengths)
+    hidden = hidden_states(CONFIG, params, padded, mask=mask)
+    for row, length in enumerate(lengths):
+        expected = reference.forward(params, tokens[row, :length], CONFIG.num_heads)
+        np.testing.assert_allclose(hidden[row, -length:], expected, rtol=0, atol=1e-5)
+
+
+def test_positions_of_ones_choice_are_looked_up(params: Any, tokens: np.ndarray) -> None:
+    backwards = np.tile(np.arange(CONFIG.context_length)[::-1], (4, 1))
+    hidden = hidden_states(CONFIG, params, tokens, positions=backwards)
+    transformer = params["transformer"] | {"position_embedding": params["transformer"]["position_embedding"][::-1]}
+    expected = reference.forward({"transformer": transformer}, tokens, CONFIG.num_heads)
+    np.testing.assert_allclose(hidden, expected, rtol=0, atol=1e-5)
+
+
+def test_embeddings_stand_for_tokens_and_segments_are_added(params: Any, tokens: np.ndarray) -> None:
+    table, segments = params["transformer"]["token_embedding"], np.roll(tokens, 1)
+    run = functools.partial(hidden_states, CONFIG, params)
+    np.testing.assert_array_equal(run(table[tokens]), run(tokens))
+    both = run(table[tokens] + table[segments])
+    np.testing.assert_allclose(run(tokens, segments=segments), both, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_activations_are_every_depth_and_probabilities_over_the_past(
+    params: Any, tokens: np.ndarray, scan: bool
+) -> None:
+    config = with_settings(scan_layers=scan)
+    hidden, attentions = activations_of(config, params, tokens)
+    transformer = params["transformer"]
+    embedded = transformer["token_embedding"][tokens] + transformer["position_embedding"]
+    np.testing.assert_allclose(hidden[0], embedded, rtol=0, atol=1e-6)
+    first = jax.tree.map(lambda leaf: leaf[0], transformer["blocks"])
+    np.testing.assert_allclose(hidden[1], reference.block(embedded, first, CONFIG.num_heads), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(hidden[2], hidden_states(config, params, tokens), rtol=0, atol=1e-5)
+    assert attentions.shape == (2, 4, CONFIG.num_heads, 11, 11)
+    np.testing.assert_allclose(attentions.sum(-1), 1, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(np.triu(attentions, 1), 0)
+
+
+def test_the_last_token_is_found_behind_and_before_padding() -> None:
+    mask = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
+    np.testing.assert_array_equal(last_token(jnp.asarray(mask)), [1, 3, 3, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [("relu", lambda x: np.maximum(x, 0)), ("silu", lambda x: x / (1 + np.exp(-x))), ("gelu", reference.gelu)],
+)
+def test_the_activation_is_the_one_of_the_config(
+    params: Any, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch, name: Any, function: Any
+) -> None:
+    monkeypatch.setattr(reference, "gelu", function)  # the one place where the reference names it
+    expected = reference.forward(params, tokens, CONFIG.num_heads)
+    np.testing.assert_allclose(
+        hidden_states(with_settings(activation=name), params, tokens), expected, rtol=0, atol=1e-5
+    )
+
+
+# What OpenAI's code does
+
+
+def test_positions_compete_in_the_softmax_when_asked(params: Any, tokens: np.ndarray) -> None:
+    logits = logits_of(with_settings(softmax_over_positions=True), params, tokens)
+    hidden = reference.forward(params, tokens, CONFIG.num_heads)
+    np.testing.assert_allclose(logits, reference.logits(params, hidden, position_rows=True), rtol=0, atol=1e-4)
+
+
+def test_table_dropout_takes_the_same_entries_from_every_occurrence_and_from_the_softmax(params: Any) -> None:
+    config = with_settings(embedding_table_dropout=True, **{**SILENT, "embed_dropout_rate": 0.5})
+    ones = jax.tree.map(lambda leaf: leaf, params)
+    ones["transformer"]["token_embedding"] = jnp.ones((53, 32))
+    ones["transformer"]["position_embedding"] = jnp.zeros((11, 32))
+    model = bind(config, ones).transformer
+    embedded = np.asarray(model.activations(jnp.array([[3, 4, 3], [4, 3, 3]]), KEY).hidden[0])
+    assert set(np.unique(embedded)) == {0.0, 2.0}
+    three, four = embedded[0, 0], embedded[0, 1]
+    np.testing.assert_array_equal(embedded, [[three, four, three], [four, three, three]])
+    assert (three != four).any()
+    # Unit vectors as hidden states read the matrix of the softmax.
+    table = np.asarray(model.logits(jnp.eye(32)[None], KEY))[0].T
+    np.testing.assert_array_equal(table[[3, 4]], [three, four])
+    np.testing.assert_array_equal(model.logits(jnp.eye(32)[None])[0].T, 1)
 
 
 def test_normalisation_keeps_its_digits_far_from_zero(tokens: np.ndarray) -> None:

@@ -3,7 +3,14 @@ import numpy as np
 import pytest
 import reference
 
-from gpt.objectives import classification_losses, sequence_losses, token_losses
+from gpt.objectives import (
+    classification_losses,
+    multi_label_losses,
+    regression_losses,
+    sequence_losses,
+    tagging_losses,
+    token_losses,
+)
 
 GENERATOR = np.random.default_rng(0)
 LOGITS = GENERATOR.normal(0, 3, size=(2, 3, 5, 7)).astype(np.float32)
@@ -67,3 +74,20 @@ def test_classification_losses_equal_the_reference(axis: str) -> None:
     expected = reference.task_losses(outputs.astype(float), labels)
     actual = classification_losses(jnp.asarray(scores), jnp.asarray(labels))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_labels_of_their_own_each_lose_the_logarithm_of_their_probability() -> None:
+    scores = jnp.log(jnp.array([[3.0, 1.0], [1.0, 9.0]]))  # probabilities 3/4 and 1/2, then 1/2 and 9/10
+    expected = -np.log([[0.75, 0.5], [0.5, 0.1]]).mean(-1)
+    np.testing.assert_allclose(multi_label_losses(scores, jnp.array([[1.0, 0.0], [0.0, 0.0]])), expected, rtol=1e-6)
+
+
+def test_numbers_lose_the_square_of_their_distance() -> None:
+    losses = regression_losses(jnp.array([[1.0, 2.0], [5.0, 5.0]]), jnp.array([[4.0, 2.0], [5.0, 3.0]]))
+    np.testing.assert_allclose(losses, [4.5, 2.0])
+
+
+def test_tags_of_weight_0_lose_nothing() -> None:
+    scores = jnp.log(jnp.array([[[3.0, 1.0], [1.0, 1.0], [1.0, 4.0]]]))
+    losses = tagging_losses(scores, jnp.array([[0, 1, 0]]), jnp.array([[1.0, 1.0, 0.0]]))
+    np.testing.assert_allclose(losses, [-np.log(0.75 * 0.5)], rtol=1e-6)

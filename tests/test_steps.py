@@ -17,7 +17,6 @@ from test_reference import Original
 from gpt.config import MeshConfig, ModelConfig, OptimizerConfig, TaskConfig
 from gpt.data.batches import TaskBatch, TextBatch
 from gpt.model.gpt import param_shapes
-from gpt.model.transformer import Transformer
 from gpt.sharding import make_mesh, state_shardings
 from gpt.training.optimizer import make_optimizer
 from gpt.training.state import TrainState
@@ -264,15 +263,12 @@ def test_a_tiny_batch_is_learned_by_heart() -> None:
 # Against OpenAI's own functions
 
 
-def logits_with_positions(self: Transformer, hidden: jax.Array) -> jax.Array:
-    """OpenAI's code keeps tokens and positions in one table, and lets all its rows compete."""
-    return hidden @ jnp.concatenate([self.token_embedding[...], self.position_embedding[...]]).T
-
-
-def test_four_updates_follow_openai(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_updates_follow_openai(assets: Path) -> None:
     original = Original(json.loads((assets / "gpt1" / "openai_tiny_training.json").read_text()))
     hyper, start = original.hyper, original.initial_params()
-    config = dataclasses.replace(CONFIG, vocab_size=hyper["n_vocab"], embed_dim=hyper["n_embd"], mlp_dim=32)
+    config = dataclasses.replace(
+        CONFIG, vocab_size=hyper["n_vocab"], embed_dim=hyper["n_embd"], mlp_dim=32, softmax_over_positions=True
+    )
     optimizer_config = OptimizerConfig(
         learning_rate=hyper["lr"],
         schedule="linear",
@@ -283,7 +279,6 @@ def test_four_updates_follow_openai(assets: Path, monkeypatch: pytest.MonkeyPatc
     arrays = original.tokens, original.weights, original.extract, original.labels, np.ones(2)
     batch = TaskBatch(*(array.astype(np.float32 if n in (1, 4) else np.int32) for n, array in enumerate(arrays)))
 
-    monkeypatch.setattr(Transformer, "logits", logits_with_positions)
     objective = TaskObjective(CHOICE)
     trainer = Trainer(objective, make_optimizer(optimizer_config, hyper["n_updates_total"]), config=config)
     trainer.params = jax.tree.map(np.float32, reference.unflatten(start))
