@@ -191,7 +191,11 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: bytes, 
             "do not belong together: merge 1 is 'z' 'z', and the vocabulary has no 'z'",
         ),
         (["model", "vocab"], {"<unk>": 0}, "do not belong together: merge 1 is"),
-        (["model", "vocab"], [], "`model` lacks a `vocab`"),
+        (["model", "merges"], {}, "`model` lacks a list of `merges`"),
+        (["model", "merges"], [["t"]], r"merge 1 is \['t'\], expected two tokens"),
+        (["model", "ignore_merges"], True, "model.ignore_merges is True, expected None"),
+        (["truncation"], {"max_length": 5}, "truncation is .*, expected None"),
+        (["model", "vocab"], [], r"expected one JSON object of tokens and ids, found \[\]"),
     ],
 )
 def test_another_kind_of_tokenizer_is_refused(

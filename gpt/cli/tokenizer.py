@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +52,11 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "train":
         return _train(args)
     tokenizer = Tokenizer.load(args.vocab, args.route)
-    for source, value in _read_lines():
-        if args.action == "encode":
-            answer: Any = tokenizer.encode(_checked_text(value, source))
-        else:
-            answer = tokenizer.decode(_checked_ids(value, source))
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            answer = _encode(tokenizer, line) if args.action == "encode" else _decode(tokenizer, line)
+        except DataError as error:
+            raise DataError(f"standard input, line {number}: {error}") from None
         print(json.dumps(answer, ensure_ascii=False), flush=True)
     return 0
 
@@ -76,23 +75,22 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_lines() -> Iterator[tuple[str, Any]]:
-    """Name and JSON value of each line of standard input."""
-    for number, line in enumerate(sys.stdin.buffer, start=1):
-        source = f"standard input, line {number}"
-        try:
-            yield source, json.loads(line.decode())
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{source}: is not JSON: {error}") from None
+def _encode(tokenizer: Tokenizer, line: bytes) -> list[int]:
+    text = _parse(line)
+    if not isinstance(text, str):
+        raise DataError(f"expected a JSON string, found {json.dumps(text):.80}")
+    return tokenizer.encode(text)
 
 
-def _checked_text(value: Any, source: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{source}: expected a JSON string, found {json.dumps(value):.80}")
-    return value
+def _decode(tokenizer: Tokenizer, line: bytes) -> str:
+    ids = _parse(line)
+    if not isinstance(ids, list) or not all(type(item) is int for item in ids):
+        raise DataError(f"expected a JSON list of ids, found {json.dumps(ids):.80}")
+    return tokenizer.decode(ids)
 
 
-def _checked_ids(value: Any, source: str) -> list[int]:
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise DataError(f"{source}: expected a JSON list of ids, found {json.dumps(value):.80}")
-    return value
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"is not JSON: {error}") from None

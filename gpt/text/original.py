@@ -29,16 +29,16 @@ class Splitter:
 
     def forget(self) -> None:
         """Give back the memory of spaCy's tables, which grow with every new word."""
-        self._spacy = _english_tokenizer()
-        self._inside = _insides_of_special_cases(self._spacy)
+        self._spacy, self._insides = _load_spacy()
         self._lefts: dict[str, tuple[str, ...]] = {}
 
     def chunks(self, piece: Piece) -> list[str]:
         """Chunks whose words do not depend on each other; joined by spaces they are the standardised text."""
         chunks = standardise.chunks_of(piece)
         known = self._lefts
-        for chunk in set(chunks) - known.keys():
-            known[chunk] = tuple(left for right, lefts in self._inside if chunk.startswith(right) for left in lefts)
+        for chunk in set(chunks).difference(known):
+            candidates = self._insides.get(chunk[0], ())
+            known[chunk] = tuple(left for left, right in candidates if chunk.startswith(right))
         lefts = list(map(known.__getitem__, chunks))
         joints = [i for i, ends in enumerate(lefts) if ends and i and chunks[i - 1].endswith(ends)]
         for i in reversed(joints):  # from the right, so that the positions to the left stay
@@ -91,7 +91,7 @@ class OriginalRoute:
         if self._remembered > _MAX_REMEMBERED:
             self._ids, self._remembered = {}, 0
             self._splitter.forget()
-        new = list(chunks - self._ids.keys() - {NEWLINE_CHUNK})
+        new = list(chunks.difference(self._ids, (NEWLINE_CHUNK,)))
         self._remembered += sum(map(len, new))
         words = [self._splitter.words(chunk) for chunk in new]
         encodings = self._pipeline.encode_batch_fast(words, is_pretokenized=True, add_special_tokens=False)
@@ -130,25 +130,28 @@ def require_newline(newline_id: int | None) -> int:
     return newline_id
 
 
-def _english_tokenizer() -> Any:
+def _load_spacy() -> tuple[Any, dict[str, list[tuple[str, str]]]]:
+    """spaCy's English tokenizer, and the pairs of tokens inside of its special cases.
+
+    Pairs are listed by the first character of the right one.
+    """
     try:
         from spacy.lang.en import English
+        from spacy.tokenizer import Tokenizer
+        from spacy.vocab import Vocab
     except ImportError:
         raise standardise.missing("spacy") from None
     standardise.import_ftfy()
-    return English().tokenizer
-
-
-def _insides_of_special_cases(english: Any) -> list[tuple[str, tuple[str, ...]]]:
-    """Tokens that follow another one inside a special case, each with those that it follows there."""
+    english = English().tokenizer
     affixes = {
         name: getattr(english, name)
         for name in ("prefix_search", "suffix_search", "infix_finditer", "token_match", "url_match")
     }
-    without_rules = type(english)(english.vocab, rules=None, **affixes)
-    lefts: dict[str, set[str]] = {}
+    without_rules = Tokenizer(Vocab(), **affixes)
+    insides: dict[str, set[tuple[str, str]]] = {}
     for case in english.rules:
-        tokens: Iterable[str] = [token.text for token in without_rules(case)]
-        for left, right in itertools.pairwise(tokens):
-            lefts.setdefault(right, set()).add(left)
-    return [(right, tuple(sorted(ends))) for right, ends in sorted(lefts.items())]
+        for left, right in itertools.pairwise(token.text for token in without_rules(case)):
+            insides.setdefault(right[0], set()).add((left, right))
+    # A vocabulary of its own, because English's computes a dozen attributes of every new word.
+    bare = Tokenizer(Vocab(), english.rules, **affixes)
+    return bare, {first: sorted(pairs) for first, pairs in insides.items()}

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gpt.errors import DataError
-from gpt.text.vocabulary import UNKNOWN, WORD_END, Vocabulary, parse_json
+from gpt.text.vocabulary import UNKNOWN, WORD_END, Vocabulary, checked_ids, parse_json
 
 Route = Literal["original", "basic"]
 ROUTES: tuple[Route, ...] = get_args(Route)
@@ -45,9 +45,9 @@ def parse(content: str) -> tuple[Vocabulary, Route]:
         raise DataError("not a tokenizer.json: it has no `model`")
     model = tree["model"]
     route = _check_parts(tree, model)
-    ids, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(ids, dict) or not isinstance(merges, list):
-        raise DataError("not a byte-pair encoding: `model` lacks a `vocab` of tokens and ids, or a list of `merges`")
+    ids, merges = checked_ids(model.get("vocab")), model.get("merges")
+    if not isinstance(merges, list):
+        raise DataError("not a byte-pair encoding: `model` lacks a list of `merges`")
     vocabulary = Vocabulary(ids, [_pair(number, item) for number, item in enumerate(merges, start=1)])
     _check_added_tokens(tree.get("added_tokens") or [], vocabulary)
     return vocabulary, route

@@ -39,8 +39,6 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         """Raises DataError unless ids are complete and every merge makes one token of two."""
-        if not all(type(index) is int for index in self.ids.values()):
-            raise DataError("not a vocabulary: an id is no whole number")
         if sorted(self.ids.values()) != list(range(len(self.ids))):
             raise DataError(
                 f"the ids of the {len(self.ids)} vocabulary entries are not 0 to {len(self.ids) - 1}, each once"
@@ -82,11 +80,9 @@ def read_pair(vocab_path: Path, merges_path: Path) -> Vocabulary:
         tree = parse_json(text)
     except DataError as error:
         raise DataError(f"{vocab_path}: {error}") from None
-    if not isinstance(tree, dict):
-        raise DataError(f"{vocab_path}: expected one JSON object of tokens and their ids")
     merges = _parse_merges(read_text(merges_path), merges_path)
     try:
-        vocabulary = Vocabulary(tree, merges)
+        vocabulary = Vocabulary(checked_ids(tree), merges)
     except DataError as error:
         raise DataError(f"{vocab_path} and {merges_path.name}: {error}") from None
     if unreachable := vocabulary.unreachable():
@@ -95,6 +91,16 @@ def read_pair(vocab_path: Path, merges_path: Path) -> Vocabulary:
             f"{unreachable[0]!r}, nor {len(unreachable) - 1} other tokens; take both files from one place, uncut"
         )
     return vocabulary
+
+
+def checked_ids(tree: Any) -> dict[str, int]:
+    """The value itself if it is an object of tokens and ids; DataError otherwise."""
+    if not isinstance(tree, dict):
+        raise DataError(f"not a vocabulary: expected one JSON object of tokens and ids, found {json.dumps(tree):.40}")
+    for token, index in tree.items():
+        if type(index) is not int:
+            raise DataError(f"not a vocabulary: the id of {token!r} is {json.dumps(index):.40}, expected a whole number")
+    return tree
 
 
 def _parse_merges(text: str, path: Path) -> list[tuple[str, str]]:
