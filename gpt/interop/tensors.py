@@ -1,6 +1,5 @@
 """Named tensors of a Hugging Face folder, in one file or several behind an index."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import safetensors
 
 from gpt.errors import DataError
 from gpt.interop.torch_file import BFLOAT16, read_torch_file
-from gpt.interop.weights import Arrays
+from gpt.interop.weights import Arrays, read_json
 
 SAFETENSORS = "model.safetensors"
 _CANDIDATES = (
@@ -78,14 +77,11 @@ def read_safetensors(path: Path) -> Arrays:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names = [weight_map[name] for name in weight_map]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{path}: not an index of weights ({error!r}); expected a JSON object with weight_map"
-        ) from None
-    for name in names:
+    tree = read_json(path, "it names the file of each tensor")
+    weight_map = tree.get("weight_map") if isinstance(tree, dict) else None
+    if not isinstance(weight_map, dict):
+        raise DataError(f"{path}: no index of weights; expected a JSON object with weight_map, tensor names to files")
+    for name in weight_map.values():
         plain = isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0:")
         if not plain or not name.endswith((".safetensors", ".bin")):
             raise DataError(

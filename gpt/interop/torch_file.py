@@ -8,13 +8,14 @@ legacy format                      four pickles (magic number, version, system, 
                                    storage keys, then each storage: its length in 8 bytes, its values
 """
 
+import io
 import math
 import pickle
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -81,18 +82,17 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
     return {name: _materialise(tensor, storages[tensor.storage.key], name, path) for name, tensor in entries.items()}
 
 
-def _read_zip(file: IO[bytes]) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]]:
+def _read_zip(file: io.BufferedIOBase) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]]:
     with zipfile.ZipFile(file) as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         root = pickled.removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise _Refused("its values are big-endian")
-        with archive.open(pickled) as stream:
-            entries, seen = _load_entries(stream)
+        entries, seen = _load_entries(io.BytesIO(archive.read(pickled)))
         return entries, {key: np.frombuffer(archive.read(f"{root}data/{key}"), s.dtype) for key, s in seen.items()}
 
 
-def _read_legacy(file: IO[bytes]) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]]:
+def _read_legacy(file: io.BufferedIOBase) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]]:
     magic, version, system = (_Unpickler(file).load() for _ in range(3))
     if magic != _LEGACY_MAGIC or version != _LEGACY_VERSION or not system["little_endian"]:
         raise _Refused("it is no little-endian file of torch.save, version 1001")
@@ -107,7 +107,7 @@ def _read_legacy(file: IO[bytes]) -> tuple[dict[str, _Tensor], dict[str, np.ndar
     return entries, {key: storages[key] for key in seen}
 
 
-def _load_entries(stream: IO[bytes]) -> tuple[dict[str, _Tensor], dict[str, _Storage]]:
+def _load_entries(stream: io.BufferedIOBase) -> tuple[dict[str, _Tensor], dict[str, _Storage]]:
     """The tensors that the pickle describes by name, and the storages that they are views of."""
     unpickler = _Unpickler(stream)
     tree = unpickler.load()
@@ -122,7 +122,7 @@ def _load_entries(stream: IO[bytes]) -> tuple[dict[str, _Tensor], dict[str, _Sto
 class _Unpickler(pickle.Unpickler):
     """Knows the names that rebuild tensors, each as a description; refuses all others."""
 
-    def __init__(self, stream: IO[bytes]):
+    def __init__(self, stream: io.BufferedIOBase):
         super().__init__(stream, encoding="utf-8")
         self.storages: dict[str, _Storage] = {}
         self._known = _stand_ins()  # of this file alone: a pickle may set attributes on what it is given
