@@ -3,7 +3,9 @@ import json
 import os
 from argparse import ArgumentParser
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 
 from gpt.cli import tokenizer as command
@@ -66,6 +68,11 @@ def test_encoding_lowers_case_drops_accents_and_splits_punctuation(tokenizer: To
     assert tokenizer.decode(tokenizer.encode("The  CÁT\tsat,on\nthe mat.")) == "the cat sat , on the mat ."
 
 
+def test_the_word_for_the_unknown_token_is_the_unknown_token_as_for_hugging_face(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode("the <unk> cat") == [*tokenizer.encode("the"), 0, *tokenizer.encode("cat")]
+    assert tokenizer.encode("the<unk>cat") == tokenizer.encode("the <unk> cat")
+
+
 def test_a_character_outside_the_alphabet_becomes_unknown(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("ж") == [0]
 
@@ -90,6 +97,15 @@ def test_the_published_vocabulary_gives_the_ids_of_both_references(assets: Path)
         }
 
 
+def test_offsets_are_spans_of_the_text_itself(tokenizer: Tokenizer) -> None:
+    text = "  The CÁT\tsat,\nthe  mat" + " x" * 5000  # longer than what is encoded at once
+    ids, offsets, same_text = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text)
+    assert same_text == text
+    assert [text[start:end] for start, end in offsets[:6]] == ["The", "CÁT", "sat", ",", "the", "m"]
+    assert offsets[-1] == (len(text) - 1, len(text))
+
+
 def test_pieces_of_a_text_join_to_the_text_and_start_at_breaks() -> None:
     pieces = list(split_at_breaks("one two\nthree  four", 4))
     assert "".join(pieces) == "one two\nthree  four"
@@ -97,8 +113,32 @@ def test_pieces_of_a_text_join_to_the_text_and_start_at_breaks() -> None:
 
 
 def test_half_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match="half of a surrogate pair"):
-        tokenizer.encode("cat \ud800")
+    for encode in (tokenizer.encode, tokenizer.encode_with_offsets):
+        with pytest.raises(DataError, match="half of a surrogate pair"):
+            encode("cat \ud800")
+
+
+@pytest.mark.parametrize(
+    ("side", "ids", "mask"),
+    [
+        ("right", [[5, 6, 7], [8, 0, 0], [0, 0, 0]], [[1, 1, 1], [1, 0, 0], [0, 0, 0]]),
+        ("left", [[5, 6, 7], [0, 0, 8], [0, 0, 0]], [[1, 1, 1], [0, 0, 1], [0, 0, 0]]),
+    ],
+)
+def test_sequences_are_padded_on_either_side(
+    side: Literal["left", "right"], ids: list[list[int]], mask: list[list[int]]
+) -> None:
+    padded = Tokenizer.pad([[5, 6, 7], [8], []], side=side)
+    assert padded.ids.tolist() == ids
+    assert padded.mask.tolist() == mask
+    assert (padded.ids.dtype, padded.mask.dtype) == (np.int32, bool)
+
+
+def test_sequences_are_padded_to_a_length_and_never_cut() -> None:
+    assert Tokenizer.pad([[5, 6]], length=4).ids.tolist() == [[5, 6, 0, 0]]
+    assert Tokenizer.pad([], length=4).ids.shape == (0, 4)
+    with pytest.raises(DataError, match="length 1: a sequence has 2 tokens; cut it, or pad to a greater length"):
+        Tokenizer.pad([[5, 6]], length=1)
 
 
 @pytest.mark.parametrize("token", [-1, 48])
@@ -140,6 +180,11 @@ def test_the_digest_ignores_white_space_but_no_merge(tokenizer: Tokenizer) -> No
     assert Tokenizer.from_json(json.dumps(tree, indent=7)).sha256 == tokenizer.sha256
     tree["model"]["merges"].pop()
     assert Tokenizer.from_json(json.dumps(tree)).sha256 != tokenizer.sha256
+
+
+def test_the_digest_depends_on_the_route(tokenizer: Tokenizer) -> None:
+    assert tokenizer.with_route("original").sha256 != tokenizer.sha256
+    assert tokenizer.with_route("original").with_route("basic").sha256 == tokenizer.sha256
 
 
 def test_saving_never_replaces_a_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -228,6 +273,26 @@ def test_the_train_command_writes_a_tokenizer_and_refuses_a_second(
         run(*words)
 
 
+def test_the_train_command_takes_the_route_and_records_it(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    words = ("train", "--input", str(tmp_path / "a.txt"), "--vocab_size", "48", "--output", str(tmp_path / "vocab"))
+    assert run(*words, "--route", "original") == 0
+    assert Tokenizer.load(tmp_path / "vocab").route == "original"
+
+
+def test_encode_reads_published_files_with_the_route_that_is_asked_for(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save(tmp_path, "openai")
+    for route, expected in (("basic", "the cat"), ("original", "the\ncat")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'"the\\ncat"\n')))
+        assert run("encode", "--vocab", str(tmp_path), "--route", route) == 0
+        ids = json.loads(capsys.readouterr().out)
+        assert tokenizer.decode(ids).split(" ") == expected.replace("\n", " \n ").split(" ")
+    with pytest.raises(DataError, match="say it with --route"):
+        run("encode", "--vocab", str(tmp_path))
+
+
 def test_decode_gives_back_what_encode_printed(
     tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +312,10 @@ def test_decode_gives_back_what_encode_printed(
         ("encode", b"[1]", "line 2: expected a JSON string, found "),
         ("encode", b"\xff", "line 2: is not JSON"),
         ("decode", b"[true]", "line 2: expected a JSON list of ids, found "),
+        ("encode", b'"\\ud800"', "line 2: a text holds half of a surrogate pair"),
         ("decode", b"{", "line 2: is not JSON"),
+        ("decode", b"[1, 48]", "line 2: token id 48: the vocabulary has ids from 0 to 47"),
+        ("decode", b"[-1]", "line 2: token id -1"),
     ],
 )
 def test_a_bad_line_of_standard_input_is_named(

@@ -49,9 +49,7 @@ def added(name: str, index: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "openai", "huggingface"])
-def test_each_kind_of_files_gives_back_the_same_tokenizer(
-    tokenizer: Tokenizer, tmp_path: Path, kind: FileKind
-) -> None:
+def test_each_kind_of_files_gives_back_the_same_tokenizer(tokenizer: Tokenizer, tmp_path: Path, kind: FileKind) -> None:
     tokenizer.save(tmp_path, kind)
     assert Tokenizer.load(tmp_path, "basic").sha256 == tokenizer.sha256
 
@@ -121,7 +119,7 @@ def test_another_added_token_is_refused(tokenizer: Tokenizer, tmp_path: Path, na
 
 def test_a_template_that_adds_tokens_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     save_tree(tokenizer, tmp_path, post_processor={"type": "BertProcessing", "sep": ["</w>", 1], "cls": ["</w>", 1]})
-    with pytest.raises(DataError, match="post_processor is .*BertProcessing.*, expected None"):
+    with pytest.raises(DataError, match=r"post_processor is .*BertProcessing.*, expected None"):
         Tokenizer.load(tmp_path)
 
 

@@ -8,7 +8,7 @@ of which the end and the beginning could be the inside of a special case are kep
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gpt.errors import DataError
@@ -142,7 +142,7 @@ def _load_spacy() -> tuple[Any, dict[str, list[tuple[str, str]]]]:
     except ImportError:
         raise standardise.missing("spacy") from None
     standardise.import_ftfy()
-    english = English().tokenizer
+    english: Any = English().tokenizer
     affixes = {
         name: getattr(english, name)
         for name in ("prefix_search", "suffix_search", "infix_finditer", "token_match", "url_match")

@@ -17,11 +17,12 @@ NEWLINE_CHUNK = "\n"
 # Characters that ftfy leaves alone whatever stands beside them, or of which it only straightens the quotes: ASCII that
 # is no control character and no `&`, which may begin an entity, and the punctuation of typeset books. Every rule of
 # ftfy.badness, which decides whether text is mojibake, asks for at least one character that is not among these.
-_PLAIN = r"\t\x0c\x20-\x25\x27-\x7e“”‘’—–…"
-_UNUSUAL = re.compile(rf"[^\n{_PLAIN}]")
-_PLAIN_LINE = re.compile(rf"[ \t\x0c]*(?![ \t\x0c\n])[{_PLAIN}]+(?:\n|\Z)")
+_PLAIN_CHARACTERS = r"\t\x0c\x20-\x25\x27-\x7e“”‘’—–…"
+PLAIN = re.compile(f"[{_PLAIN_CHARACTERS}]")
+_UNUSUAL = re.compile(rf"[^\n{_PLAIN_CHARACTERS}]")
+_PLAIN_LINE = re.compile(rf"[ \t\x0c]*(?![ \t\x0c\n])[{_PLAIN_CHARACTERS}]+(?:\n|\Z)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_SPACED = "-~!\";?+,)(/*[]}{|_"
+_SPACED = '-~!";?+,)(/*[]}{|_'
 _REPLACED = (("—", "-"), ("–", "-"), ("―", "-"), ("…", "..."), ("´", "'"))
 _QUOTES = (("‘", "'"), ("’", "'"), ("“", '"'), ("”", '"'))
 

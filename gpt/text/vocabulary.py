@@ -99,7 +99,9 @@ def checked_ids(tree: Any) -> dict[str, int]:
         raise DataError(f"not a vocabulary: expected one JSON object of tokens and ids, found {json.dumps(tree):.40}")
     for token, index in tree.items():
         if type(index) is not int:
-            raise DataError(f"not a vocabulary: the id of {token!r} is {json.dumps(index):.40}, expected a whole number")
+            raise DataError(
+                f"not a vocabulary: the id of {token!r} is {json.dumps(index):.40}, expected a whole number"
+            )
     return tree
 
 
