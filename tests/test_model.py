@@ -12,7 +12,7 @@ import reference
 
 from gpt.config import ModelConfig
 from gpt.model.gpt import bind, init_params, param_shapes, path_shapes
-from gpt.model.heads import last_token
+from gpt.model.heads import last_token, mean_state
 from gpt.model.transformer import dropout
 
 CONFIG = ModelConfig(
@@ -172,6 +172,12 @@ def test_activations_are_every_depth_and_probabilities_over_the_past(
 def test_the_last_token_is_found_behind_and_before_padding() -> None:
     mask = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
     np.testing.assert_array_equal(last_token(jnp.asarray(mask)), [1, 3, 3, 0])
+
+
+def test_the_mean_state_leaves_padding_out() -> None:
+    hidden = jnp.array([[[1.0, 2.0], [3.0, 6.0], [9.0, 9.0]], [[5.0, 5.0]] * 3])
+    mask = jnp.array([[True, True, False], [False, False, False]])
+    np.testing.assert_allclose(mean_state(hidden, mask), [[2, 4], [0, 0]])
 
 
 @pytest.mark.parametrize(

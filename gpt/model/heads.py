@@ -5,6 +5,7 @@ Which states, is the only difference between the kinds of task:
     classification, multiple choice   head(hidden, extract)          [B C N]; choice has N = 1
     similarity                        head.similarity(hidden, ...)   [B N], both orders added first
     tagging                           head.tokens(hidden)            [B T N], every token
+    any other summary                 head.scores(features)          [B C N], such as of `mean_state`
 """
 
 import jax.numpy as jnp
@@ -31,10 +32,15 @@ class Head(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B C N"]:
         """Scores of each candidate at its position `extract`."""
-        pooled = pool(hidden, extract).astype(jnp.float32)
+        return self.scores(pool(hidden, extract), dropout_rate, key)
+
+    def scores(
+        self, features: Float[Array, "B C D"], dropout_rate: float = 0.0, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B C N"]:
+        """Scores of each candidate from what sums it up."""
         # The candidates of one example share a mask, so that dropout never decides between them.
-        mask = dropout(jnp.ones((pooled.shape[0], 1, pooled.shape[-1])), dropout_rate, key)
-        return self._project(pooled * mask)
+        mask = dropout(jnp.ones((features.shape[0], 1, features.shape[-1])), dropout_rate, key)
+        return self._project(features.astype(jnp.float32) * mask)
 
     def similarity(
         self,
@@ -65,3 +71,9 @@ def pool(hidden: Float[Array, "*batch T D"], position: Int[Array, "*batch"]) -> 
 def last_token(mask: Bool[Array, "*batch T"]) -> Int[Array, "*batch"]:
     """Position of the last real token, with padding on either side; 0 where all is padding."""
     return jnp.where(mask, jnp.arange(mask.shape[-1]), 0).max(axis=-1)
+
+
+def mean_state(hidden: Float[Array, "*batch T D"], mask: Bool[Array, "*batch T"]) -> Float[Array, "*batch D"]:
+    """The mean of the hidden states of the real tokens; 0 where all is padding."""
+    count = jnp.maximum(mask.sum(axis=-1), 1)
+    return (hidden * mask[..., None]).sum(axis=-2) / count[..., None]
