@@ -29,6 +29,7 @@ from gpt.sharding import make_mesh
 from gpt.text.tokenizer import Tokenizer
 from gpt.training.checkpoint import find_checkpoint, load_params
 from gpt.training.loop import train
+from gpt.training.model_dir import convert as write
 from gpt.training.model_dir import load_model
 from gpt.training.state import transfer
 
@@ -151,6 +152,12 @@ def test_eval_of_a_converted_run_asks_for_a_token_store(converted: Path) -> None
     assert "set --gin.DataConfig.token_store to a directory that `gpt prepare` wrote" in command.err
 
 
+def test_eval_of_a_converted_run_needs_no_more_text_than_it_scores(toy: Toy, converted: Path) -> None:
+    flags = ("--gin.RunConfig.batch_size=1000", f"--gin.DataConfig.token_store={toy.store}", "--json")
+    command = run_python("eval.py", f"--run={converted}", *flags)  # more than there are windows to train on
+    assert command.code == 0, command.err
+
+
 def test_fine_tuning_starts_from_a_converted_run_as_from_the_one_it_was(
     toy: Toy, finetuned: Run, converted: Path, tmp_path: Path
 ) -> None:
@@ -179,6 +186,22 @@ def test_a_config_that_makes_updates_still_needs_a_token_store(converted: Path) 
 # Heads and special tokens
 
 
+def test_eval_uses_the_head_of_a_converted_run_and_misses_none_in_silence(
+    toy: Toy, finetuned: Run, convert: Callable[..., Command], tmp_path: Path
+) -> None:
+    run = load_model(finetuned.path)
+    head = {**run.params["head"], "bias": np.zeros(2, np.float32)}  # Hugging Face has no bias
+    write(dataclasses.replace(run, params={**run.params, "head": head}), tmp_path / "run", "run")
+    task = ("--gin.TaskConfig.name=cola", f"--gin.TaskConfig.data_dir={toy.cola}", "--json")
+    command = run_python("eval.py", f"--run={tmp_path / 'run'}", *task)
+    assert command.code == 0, command.err
+    assert {row["metric"] for row in command.rows} == {"lm_loss", "task_loss", "matthews"}
+    convert("run", "run", tmp_path / "run", tmp_path / "headless", "--without_head")
+    command = run_python("eval.py", f"--run={tmp_path / 'headless'}", *task)
+    assert command.code == 2
+    assert "has no head, but TaskConfig.name = 'cola' takes one of 2" in command.err
+
+
 def test_a_fine_tuned_run_goes_to_openai_without_its_head_only(
     finetuned: Run, convert: Callable[..., Command], tmp_path: Path
 ) -> None:
@@ -202,8 +225,6 @@ def test_a_classifier_with_a_bias_goes_to_hugging_face_without_it_only(
     convert("huggingface", "run", source, tmp_path / "run")
     with_bias = load_model(tmp_path / "run")
     with_bias.params["head"]["bias"] = np.ones(2, np.float32)
-    from gpt.training.model_dir import convert as write
-
     write(with_bias, tmp_path / "biased", "run")
     assert "has none: its scores would differ" in convert("run", "huggingface", tmp_path / "biased", tmp_path / "x").err
     assert convert("run", "huggingface", tmp_path / "biased", tmp_path / "x", "--without_head").code == 0

@@ -124,6 +124,12 @@ def test_a_classification_head_with_a_bias_is_refused_with_the_way_out(tmp_path:
         write_huggingface(Model(CONFIG, {**our_params(WEIGHTS), "head": head}, head="score"), tmp_path)
 
 
+def test_who_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:
+    target = written(Model(CONFIG, our_params(WEIGHTS)), tmp_path / "target")
+    modes = {path.name: path.stat().st_mode for path in target.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_every_wrong_tensor_is_named_in_one_error(tmp_path: Path) -> None:
     tensors = {**WEIGHTS, "h.3.ln_1.bias": np.zeros(8, np.float32), "h.0.attn.c_attn.bias": np.zeros(23, np.float32)}
     del tensors["h.2.mlp.c_fc.weight"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from gpt import gin_io
 from gpt.config import TokenizerConfig
+from gpt.errors import DataError
 from gpt.sharding import make_mesh
 from gpt.training.checkpoint import find_checkpoint, load_params
 from gpt.training.evaluate import evaluate
@@ -28,6 +29,13 @@ def score_run(run_dir: Path, step: int | None = None, overrides: Sequence[str] =
     mesh = make_mesh(config.mesh)
     checkpoint = find_checkpoint(run_dir, step)
     params = load_params(checkpoint, mesh)
+    head = params["head"]["bias"].shape[0] if "head" in params else None
+    if problem.task is not None and head != problem.num_outputs:
+        found = "no head" if head is None else f"a head of {head} outputs"
+        raise DataError(
+            f"{str(checkpoint)!r} has {found}, but TaskConfig.name = {config.task.name!r} takes one of "
+            f"{problem.num_outputs}: score a run that was fine-tuned on this task"
+        )
     scores = evaluate(make_eval_step(config.model, problem.objective), params, problem, mesh)
     task = config.task.name or "language_modeling"
     return [

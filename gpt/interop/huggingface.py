@@ -5,6 +5,7 @@ the token table, which a file may hold under either name or under both.
 """
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +105,9 @@ def write_huggingface(model: Model, directory: Path) -> tuple[str, ...]:
         arrays |= {_CHOICE_KERNEL: flat[HEAD_KERNEL].T.copy(), _CHOICE_BIAS: flat[HEAD_BIAS]}
     elif model.head == "score":
         arrays[_SCORE] = flat[HEAD_KERNEL].T.copy()
-    save_file(arrays, directory / SAFETENSORS, metadata={"format": "pt"})
     (directory / CONFIG_FILE).write_text(format_config(model), encoding="utf-8")
+    save_file(arrays, directory / SAFETENSORS, metadata={"format": "pt"})
+    shutil.copymode(directory / CONFIG_FILE, directory / SAFETENSORS)  # the library makes it readable by us alone
     notes = () if model.tokenizer is None else write_tokenizer(model.tokenizer, config, directory)
     unknown = [name for name in ("embedding_table_dropout", "softmax_over_positions") if getattr(config, name)]
     return (*notes, *(f"ModelConfig.{name} = True has no counterpart in Hugging Face's model" for name in unknown))

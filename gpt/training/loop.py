@@ -40,8 +40,8 @@ def train(config: RunConfig) -> dict[str, Any]:
     """
     if config.max_steps == 0:
         raise ConfigError(
-            "RunConfig.max_steps = 0 describes weights that `gpt convert` wrote, not a training: to train them further, "
-            "set RunConfig.init_from to their directory, and RunConfig.max_steps to None or more than 0"
+            "RunConfig.max_steps = 0 describes weights that `gpt convert` wrote, not a training: to train them "
+            "further, set RunConfig.init_from to their directory, and RunConfig.max_steps to None or more than 0"
         )
     tokenizer = Tokenizer.load(config.tokenizer.path, config.tokenizer.route)
     problem = load_problem(config, tokenizer)

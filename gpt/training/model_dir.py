@@ -26,6 +26,9 @@ Format = Literal["openai", "huggingface", "run"]
 
 FORMATS: tuple[Format, ...] = ("openai", "huggingface", "run")
 
+# Of no other use to weights that make no update; the published 64 would take 5 GB of logits.
+_EVALUATION_BATCH_SIZE = 8
+
 _TOKENIZER_FILES = (FILE_NAME, *(vocab for vocab, _ in PAIRS.values()))
 
 
@@ -152,6 +155,7 @@ def _write_run(model: Model, directory: Path, target: Path) -> tuple[str, ...]:
     config = RunConfig(
         output_dir=str(target),
         max_steps=0,
+        batch_size=_EVALUATION_BATCH_SIZE,
         tokenizer=TokenizerConfig(path=str(target / "tokenizer")),
         model=model.config,
         task=TaskConfig(classifier_dropout_rate=model.classifier_dropout_rate),

@@ -66,6 +66,11 @@ def _num_steps(config: RunConfig, batches: grain.MapDataset) -> int:
     return len(batches) if config.max_steps is None else min(len(batches), config.max_steps)
 
 
+def _no_batches() -> grain.MapDataset:
+    # Of converted weights, which are evaluated alone: their training split may be of any size.
+    return grain.MapDataset.range(0)
+
+
 def _pretraining(config: RunConfig, tokenizer: Tokenizer, max_batches: int | None) -> Problem:
     if config.data.token_store is None:
         raise ConfigError(
@@ -75,7 +80,9 @@ def _pretraining(config: RunConfig, tokenizer: Tokenizer, max_batches: int | Non
     store = TokenStore.open(config.data.token_store, tokenizer)
     train, validation = store.split("train"), store.split("validation")
     length = config.model.context_length
-    batches = pretraining_batches(train, length, config.batch_size, config.num_epochs, config.seed)
+    batches = _no_batches()
+    if config.max_steps != 0:
+        batches = pretraining_batches(train, length, config.batch_size, config.num_epochs, config.seed)
     return Problem(
         objective=LanguageModelObjective(),
         train_batches=batches,
@@ -96,7 +103,9 @@ def _finetuning(config: RunConfig, tokenizer: Tokenizer, max_batches: int | None
     facts["train_examples_used"] = len(train.labels)
 
     length = config.model.context_length
-    batches = finetuning_batches(train, length, config.batch_size, config.num_epochs, config.seed)
+    batches = _no_batches()
+    if config.max_steps != 0:
+        batches = finetuning_batches(train, length, config.batch_size, config.num_epochs, config.seed)
     held_out, order = held_out_task_batches(validation, length, config.batch_size, max_batches)
     return Problem(
         objective=TaskObjective(config.task),
