@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint help
+.PHONY: quickstart test lint bench help
 help:
 	@echo "make quickstart   pretrain, fine-tune and evaluate a small GPT on this machine, about 5 minutes"
 	@echo "make test         all tests but the slow ones"
 	@echo "make lint         ruff and pyright"
+	@echo "make bench        speed, as a ratio to a peer in the same run"
 
 # Huge pages, because the large temporaries of a step are mapped anew each time.
 quickstart: $(VENV)/runs.stamp
@@ -21,6 +22,9 @@ lint: $(VENV)/tests.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/tests.stamp
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit; done
 
 $(VENV)/runs.stamp: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV), once"

@@ -13,7 +13,7 @@ from gpt.data.stdlib import read_corpus
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-WALK_THROUGH = next(block for block in BLOCKS if "gpt prepare" in block)
+WALK_THROUGH = "".join(block for block in BLOCKS if "gpt " in block)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,16 @@ def test_the_walk_through_runs_as_it_stands(checkout: Path) -> None:
     assert re.search(r"language_modeling: perplexity [\d.]+ over \d+ at step 20", done.stdout)
     rows = [json.loads(line) for line in done.stdout.splitlines() if '"metric"' in line]
     assert {row["metric"]: row["n"] for row in rows if row["task"] == "cola"}["matthews"] == 20
+    scored = next(json.loads(line) for line in done.stdout.splitlines() if '"logprobs"' in line)
+    assert scored["ids"] == json.loads(done.stdout.splitlines()[-1])
+    assert len(scored["logprobs"]) == len(scored["ids"]) > 3
     assert (checkout / "runs" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
     targets = set(re.findall(r"^make (\w+)", "\n".join(BLOCKS), re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text()
-    assert targets == {"quickstart", "test", "lint"}
+    assert targets == {"quickstart", "test", "lint", "bench"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
