@@ -254,6 +254,7 @@ FLAGS = {
     "convert": {"--from", "--to", "--tokenizer", "--route", "--without_head", "--num_special_tokens", "--seed", "--json"},
     "score": {"--model", "--tokenizer", "--route", "--json"},
     "plot": {"--output", "--json"},
+    "tables": {"--runs", "--table", "--format", "--output", "--json"},
     "quickstart": {"--output", "--seed", "--json"},
 }
 

@@ -22,6 +22,7 @@ FLOORS = (
     ("gpt.interop",),
     ("gpt.training",),
     ("gpt.evaluation", "gpt.generation"),
+    ("gpt.paper",),
     ("gpt.cli", "gpt.__main__"),
     ("train", "eval"),
 )

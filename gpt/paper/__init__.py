@@ -1,0 +1,1 @@
+"""The paper's tables: the published numbers, our runs, and both side by side."""
