@@ -90,6 +90,20 @@ def test_the_tied_softmax_may_be_there_beside_the_table_or_in_its_place(keeps_ta
     assert_same_bits(read_huggingface(folder(tmp_path, tensors), None).params, our_params(WEIGHTS))
 
 
+def test_an_array_with_the_name_of_a_buffer_and_another_shape_is_none(tmp_path: Path) -> None:
+    tensors = {**WEIGHTS, "h.0.attn.bias": np.zeros(24, np.float32)}
+    assert "h.0.attn.bias [24] is not expected" in error_of(folder(tmp_path, tensors))
+
+
+def test_weights_in_another_memory_order_are_written_by_value(tmp_path: Path) -> None:
+    params = our_params({name: np.asfortranarray(array) for name, array in WEIGHTS.items()})
+    params["transformer"]["blocks"]["mlp"]["up"]["kernel"] = np.asfortranarray(
+        params["transformer"]["blocks"]["mlp"]["up"]["kernel"]
+    )
+    target = written(Model(CONFIG, params), tmp_path / "target")
+    assert_same_bits(load_file(target / "model.safetensors"), PREFIXED)
+
+
 def test_a_softmax_that_differs_from_the_table_is_refused(tmp_path: Path) -> None:
     tensors = {**PREFIXED, "lm_head.weight": WEIGHTS["tokens_embed.weight"] + 1}
     assert "lm_head.weight differs from tokens_embed.weight" in error_of(folder(tmp_path, tensors))
@@ -326,13 +340,10 @@ def test_no_other_name_is_known(name: tuple[str, str], tmp_path: Path) -> None:
     assert f"its pickle asks for '{'.'.join(name)}'" in error
 
 
-def test_a_pickle_cannot_change_what_reads_the_next_one(tmp_path: Path) -> None:
-    # BUILD sets attributes on whatever lies on the stack, also on the function that rebuilds tensors.
-    build = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + pickle_of((None, {"__defaults__": 1}))[2:-1] + b"b."
-    directory = bin_folder(tmp_path, lambda path: path.write_bytes(build))
-    assert "not a whole file of torch.save" in error_of(directory)
-    write_torch_zip(directory / "pytorch_model.bin", WEIGHTS)
-    assert_same_bits(read_huggingface(directory, None).params, our_params(WEIGHTS))
+def test_a_pickle_cannot_set_the_state_of_what_it_is_given(tmp_path: Path) -> None:
+    # BUILD calls __setstate__ of whatever lies on the stack, and NumPy's types have one.
+    build = b"\x80\x02ctorch\nFloatStorage\n" + pickle_of((3, ">", None, None, None, -1, -1, 0))[2:-1] + b"b."
+    assert "not a whole file of torch.save" in error_of(bin_folder(tmp_path, lambda path: path.write_bytes(build)))
 
 
 @pytest.mark.parametrize(

@@ -108,15 +108,20 @@ def test_no_more_lines_are_read_than_the_lookahead_before_the_first_answer() -> 
     assert taken == LOOKAHEAD
 
 
-def test_few_programs_are_compiled() -> None:
+def test_lines_share_batches_of_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     from gpt.evaluation import token_scores
 
-    compiled: Any = token_scores._token_log_probs
-    config = dataclasses.replace(CONFIG, context_length=64, num_layers=1)
-    params = our_params(make_weights(config))
-    before = compiled._cache_size()
-    list(token_log_probs(config, params, [[1] * length for length in range(65)] * 2))
-    assert compiled._cache_size() - before <= 2 * 3  # two batch sizes, and 16, 32 or 64 tokens
+    shapes = []
+
+    def record(_config: ModelConfig, _params: Any, tokens: np.ndarray) -> np.ndarray:
+        shapes.append(tokens.shape)
+        return np.zeros((len(tokens), tokens.shape[1] - 1), np.float32)
+
+    monkeypatch.setattr(token_scores, "_token_log_probs", record)
+    config = dataclasses.replace(CONFIG, context_length=64)
+    list(token_log_probs(config, PARAMS, [[1] * length for length in (*range(2, 34), 64)]))
+    # 15 lines of 2 to 16 tokens, 16 of up to 32, and 2 of more.
+    assert shapes == [(8, 16), (8, 32), (8, 32), (8, 64), (1, 64)]
 
 
 def test_special_tokens_can_be_scored(tmp_path: Path, score: Callable[..., Command]) -> None:

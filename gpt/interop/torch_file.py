@@ -13,7 +13,6 @@ import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,50 +118,52 @@ def _load_entries(stream: io.BufferedIOBase) -> tuple[dict[str, _Tensor], dict[s
     return dict(tree), unpickler.storages
 
 
+class _Entries(dict):
+    """In place of OrderedDict; what torch attaches to it (versions of modules) is dropped."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+    if not isinstance(storage, _Storage):
+        raise TypeError("a tensor without storage")
+    return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+
+
+def _unwrap(tensor: Any, *_: Any) -> Any:
+    return tensor
+
+
+# Types of storage come as their names: text has no methods that a pickle could call.
+_KNOWN: dict[str, Any] = {
+    "collections.OrderedDict": _Entries,
+    "torch._utils._rebuild_tensor": _rebuild,
+    "torch._utils._rebuild_tensor_v2": _rebuild,
+    "torch._utils._rebuild_parameter": _unwrap,
+    **{f"torch.{name}": name for name in _STORAGES},
+}
+
+
 class _Unpickler(pickle.Unpickler):
     """Knows the names that rebuild tensors, each as a description; refuses all others."""
 
     def __init__(self, stream: io.BufferedIOBase):
         super().__init__(stream, encoding="utf-8")
         self.storages: dict[str, _Storage] = {}
-        self._known = _stand_ins()  # of this file alone: a pickle may set attributes on what it is given
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         name = f"{module_name}.{global_name}"
-        if module_name == "torch" and global_name in _STORAGES:
-            return _STORAGES[global_name]
-        if name not in self._known:
+        if name not in _KNOWN:
             raise _Refused(f"its pickle asks for {name!r}, which no tensor needs")
-        return self._known[name]
+        return _KNOWN[name]
 
     def persistent_load(self, pid: Any, /) -> _Storage:
-        kind, dtype, key, _device, length, *view = pid
-        if kind != "storage" or dtype not in _STORAGES.values() or any(part is not None for part in view):
+        kind, storage_type, key, _device, length, *view = pid
+        if kind != "storage" or any(part is not None for part in view):
             raise _Refused(f"it holds a {kind!r} that is not a plain storage; save it again with a current torch")
-        return self.storages.setdefault(str(key), _Storage(str(key), dtype, int(length)))
-
-
-def _stand_ins() -> dict[str, Callable]:
-    class Entries(dict):
-        """In place of OrderedDict; what torch attaches to it (versions of modules) is dropped."""
-
-        def __setstate__(self, state: Any) -> None:
-            pass
-
-    def rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
-        if not isinstance(storage, _Storage):
-            raise TypeError("a tensor without storage")
-        return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
-
-    def unwrap(tensor: Any, *_: Any) -> Any:
-        return tensor
-
-    return {
-        "collections.OrderedDict": Entries,
-        "torch._utils._rebuild_tensor": rebuild,
-        "torch._utils._rebuild_tensor_v2": rebuild,
-        "torch._utils._rebuild_parameter": unwrap,
-    }
+        storage = _Storage(str(key), _STORAGES[storage_type], int(length))
+        return self.storages.setdefault(storage.key, storage)
 
 
 def _materialise(tensor: _Tensor, values: np.ndarray, name: str, path: Path) -> np.ndarray:
