@@ -160,7 +160,7 @@ def _notes(tree: dict[str, Any], path: Path) -> tuple[str, ...]:
     unknown = sorted(tree.keys() - known - {"summary_first_dropout"})
     dropped = [name for name in _DROPPED_IF_SET if tree.get(name) is not None]
     labels = tree.get("id2label") or {}
-    if labels != {number: f"LABEL_{number}" for number in labels}:
+    if not isinstance(labels, dict) or labels != {number: f"LABEL_{number}" for number in labels}:
         dropped.append("id2label")
     notes = []
     if unknown:
