@@ -14,9 +14,7 @@ FORMATS = ("openai", "huggingface", "run")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "source", type=Path, metavar="SOURCE", help="what to read; of a run, the latest checkpoint"
-    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="what to read; of a run, the latest checkpoint")
     parser.add_argument("target", type=Path, metavar="TARGET", help="directory to write; must not exist")
     parser.add_argument("--from", required=True, choices=FORMATS, dest="source_format", help="what SOURCE is")
     parser.add_argument("--to", required=True, choices=FORMATS, dest="target_format", help="what TARGET becomes")
