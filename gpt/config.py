@@ -133,10 +133,15 @@ class TaskConfig:
 
     name: str | None = setting(None, "one of gpt.tasks.TASKS; None pretrains")
     data_dir: str | None = setting(
-        None, "directory with train.* and validation.* (jsonl, csv or tsv); None reads the hub through `datasets`"
+        None, "directory with train.* and validation.* (jsonl, csv or tsv) or the published files; None reads the hub"
     )
     lm_coef: float = setting(0.5, "weight lambda of the auxiliary language-model loss, eq. 5")
     classifier_dropout_rate: float = setting(0.1, "dropout before the classifier")
+    stsb_targets: Literal["soft_labels", "regression"] = setting(
+        "soft_labels",
+        "how the numbers of STS-B are learned: as weights of six classes, which OpenAI's code hints at, "
+        "or by their squared error",
+    )
     truncate: bool = setting(
         False, "cut examples longer than the context (longest segment first, its end) instead of refusing them"
     )
@@ -146,6 +151,11 @@ class TaskConfig:
         _require(self.lm_coef >= 0, f"TaskConfig.lm_coef = {self.lm_coef}: must be 0 or more")
         _require_rates(self, "classifier_dropout_rate")
         _require_positive(self, "max_train_examples")
+        _require(
+            self.stsb_targets == "soft_labels" or self.name == "stsb",
+            f"TaskConfig.stsb_targets = {self.stsb_targets!r} is for TaskConfig.name = 'stsb', and not for "
+            f"{self.name!r}: leave it out",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

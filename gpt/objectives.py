@@ -34,6 +34,11 @@ def classification_losses(scores: Float[Array, "B N"], labels: Int[Array, "B"]) 
     return jax.nn.logsumexp(scores, axis=-1) - jnp.take_along_axis(scores, labels[:, None], axis=-1)[:, 0]
 
 
+def soft_label_losses(scores: Float[Array, "B N"], targets: Float[Array, "B N"]) -> Float[Array, "B"]:
+    """Cross-entropy of each example with the probabilities of its classes."""
+    return -(targets * jax.nn.log_softmax(scores, axis=-1)).sum(axis=-1)
+
+
 def multi_label_losses(scores: Float[Array, "B N"], labels: Float[Array, "B N"]) -> Float[Array, "B"]:
     """Mean -log P of each example's N yes-or-no labels, each a probability of its own."""
     return optax.sigmoid_binary_cross_entropy(scores, labels).mean(axis=-1)

@@ -12,8 +12,8 @@ from toy import write_rows
 from gpt.config import DataConfig, ModelConfig, RunConfig, TaskConfig, TokenizerConfig
 from gpt.errors import ConfigError, DataError
 from gpt.metrics import METRICS
-from gpt.tasks.reader import Example, read_examples
-from gpt.tasks.registry import TASKS, find_task
+from gpt.tasks.reader import Example, read_split
+from gpt.tasks.registry import TASKS, Task, find_task
 from gpt.tasks.transforms import lay_out
 from gpt.text.tokenizer import Tokenizer
 from gpt.text.training import train_bpe
@@ -52,6 +52,10 @@ def load(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., Problem]:
     return load
 
 
+def read_examples(task: Task, data_dir: Path | str | None, split: str) -> list[Example]:
+    return read_split(task, None if data_dir is None else str(data_dir), split).examples
+
+
 def only_batch(problem: Problem) -> Any:
     (batch,) = problem.held_out.batches
     return batch
@@ -65,14 +69,16 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_every_task_has_a_config_file_and_a_known_metric(name: str) -> None:
+def test_every_task_has_a_config_file_and_known_metrics(name: str) -> None:
     assert f"TaskConfig.name = '{name}'" in (ROOT / "configs" / "task" / f"{name}.gin").read_text()
-    assert TASKS[name].metric in METRICS
+    assert set(TASKS[name].metrics) <= METRICS.keys()
 
 
 def test_the_classifier_has_a_score_a_label_or_one_a_candidate() -> None:
     assert {name: task.num_outputs for name, task in TASKS.items()} == {
-        "cola": 2, "sst2": 2, "rte": 2, "stdlib_area": 6, "stdlib_next": 1,
+        "cola": 2, "sst2": 2, "mrpc": 2, "qqp": 2, "stsb": 6, "mnli": 3, "ax": 3, "snli": 3, "scitail": 2,
+        "qnli": 2, "rte": 2, "wnli": 2, "race_middle": 1, "race_high": 1, "race": 1, "story_cloze": 1, "copa": 1,
+        "stdlib_area": 6, "stdlib_next": 1,
     }  # fmt: skip
 
 
@@ -83,7 +89,7 @@ def test_an_unknown_task_is_refused_with_the_nearest_name_and_all_names() -> Non
 
 
 def test_a_name_like_no_other_is_refused_without_a_guess() -> None:
-    with pytest.raises(ConfigError, match=r"'zzzz' is no task\. There are: cola, "):
+    with pytest.raises(ConfigError, match=r"'zzzz' is no task\. There are: ax, cola, "):
         find_task("zzzz")
 
 
@@ -178,7 +184,7 @@ def test_a_text_without_any_token_is_refused(load: Callable[..., Problem]) -> No
 def test_max_train_examples_draws_by_the_seed_and_leaves_validation_whole(load: Callable[..., Problem]) -> None:
     rows = [{"text": "a", "label": 0}] * 6
     problem = load("cola", rows, max_train_examples=4)
-    assert (problem.facts["train_examples_used"], problem.num_steps, len(problem.held_out.labels)) == (4, 4, 6)
+    assert (problem.facts["train_examples_used"], problem.num_steps, len(problem.held_out.order)) == (4, 4, 6)
 
 
 # Labels
@@ -242,7 +248,9 @@ def test_csv_and_tsv_and_jsonl_give_the_same_examples(tmp_path: Path) -> None:
 
 
 def test_no_file_of_the_split_names_what_may_be_there(tmp_path: Path) -> None:
-    message = r"data_dir = '.*' holds none of train\.jsonl, train\.csv, train\.tsv; expected exactly one"
+    message = (
+        r"data_dir = '.*' holds none of train\.jsonl, train\.csv, train\.tsv, in_domain_train\.tsv; expected exactly"
+    )
     with pytest.raises(DataError, match=message):
         read_examples(TASKS["cola"], str(tmp_path), "train")
 
@@ -258,7 +266,7 @@ def test_two_files_of_one_split_are_refused_and_not_chosen_from(tmp_path: Path) 
     ("content", "message"),
     [
         (b"", r"train\.csv: the file is empty"),
-        (b"text,label\n", r"train\.csv: no rows; expected columns text and label"),
+        (b"text,label\n", r": no rows in the train split; expected columns text and label"),
         (b"text,label\na,0\n\xe9,1\n", r"train\.csv, line 3: is not UTF-8: byte 0xe9"),
         (b"text,label\na\0b,0\n", r"train\.csv, line 2: is not text: it holds a NUL byte"),
     ],
@@ -294,7 +302,8 @@ def test_an_unreachable_hub_names_the_local_form(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     message = (
-        r"ConnectionError: offline.*set TaskConfig\.data_dir to a directory with train\.jsonl and validation\.jsonl"
+        r"ConnectionError: offline.*set TaskConfig\.data_dir to a directory with train\.jsonl and validation\.jsonl "
+        r"\(columns text, label\), or to one with the published files: for train, one of .*train\.tsv, in_domain_train"
     )
     with pytest.raises(DataError, match=message):
         read_examples(TASKS["cola"], None, "train")
@@ -310,4 +319,5 @@ def test_the_problem_keeps_the_labels_of_held_out_rows_in_the_order_of_its_batch
 ) -> None:
     problem = load("cola", [{"text": text, "label": len(text) // 2 % 2} for text in ("a b c", "a", "a b")])
     labels = np.concatenate([batch.labels for batch in problem.held_out.batches])
+    assert problem.held_out.labels is not None
     assert problem.held_out.labels.tolist() == labels.tolist() == [0, 1, 0]

@@ -26,7 +26,7 @@ class TaskBatch(NamedTuple):
     tokens: Array  # int32 [B, C, T]
     weights: Array  # float32 [B, C, T]: 1 on real tokens, specials included
     extract: Array  # int32 [B, C]: position of the extract token
-    labels: Array  # int32 [B]
+    labels: Array  # int32 [B], or float32 [B, N] for tasks whose labels are numbers
     example_weights: Array  # float32 [B]: 0 on padding of the last batch
 
 
@@ -34,7 +34,7 @@ class TaskExamples(NamedTuple):
     """A split of a task as token ids: `sequences[n]` are the C sequences of example n."""
 
     sequences: list[list[list[int]]]
-    labels: np.ndarray  # int32 [N]
+    labels: np.ndarray  # int32 [N], or float32 [N, outputs]
 
     def lengths(self) -> np.ndarray:
         """Longest sequence of each example, in tokens."""
@@ -167,7 +167,7 @@ def _collate(
         tokens=np.zeros(shape, np.int32),
         weights=np.zeros(shape, np.float32),
         extract=np.zeros(shape[:2], np.int32),
-        labels=np.zeros(batch_size, np.int32),
+        labels=np.zeros((batch_size, *examples.labels.shape[1:]), examples.labels.dtype),
         example_weights=np.zeros(batch_size, np.float32),
     )
     for place, row in enumerate(rows):

@@ -2,8 +2,9 @@
 
 import codecs
 import csv
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,19 @@ from gpt.errors import DataError
 Row = tuple[int, dict[str, Any]]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(
+    path: Path, kind: str | None = None, header: Sequence[str] = (), *, ragged: bool = False
+) -> Iterator[Row]:
     """Line number and columns of each row, blank lines passed over.
 
-    A .csv file follows RFC 4180, quotes and all; a .tsv file is GLUE's kind, in which a quote is a
+    A csv file follows RFC 4180, quotes and all; a tsv file is GLUE's kind, in which a quote is a
     letter like any other (read with quotes, it would swallow rows).
+
+    Args:
+      kind: jsonl, csv or tsv; None goes by the suffix.
+      header: the columns of a table whose first line is a row.
+      ragged: cells after the last column are passed over, and a row of too few is an empty row,
+        for data sets that were published so.
 
     Raises:
       DataError: missing, empty, binary or not UTF-8; a line that is no row; with the line.
@@ -27,7 +36,10 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: the file is empty")
     try:
         with path.open("rb") as file:
-            yield from _read_jsonl(file, path) if path.suffix == ".jsonl" else _read_table(file, path)
+            if (kind or path.suffix[1:]) == "jsonl":
+                yield from _read_jsonl(file, path)
+            else:
+                yield from _read_table(file, path, kind or path.suffix[1:], header, ragged)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -66,15 +78,21 @@ def _read_jsonl(lines: Iterator[bytes], path: Path) -> Iterator[Row]:
         yield number, row
 
 
-def _read_table(lines: Iterator[bytes], path: Path) -> Iterator[Row]:
-    dialect = (
-        {"delimiter": ",", "strict": True} if path.suffix == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    )
+def _read_table(lines: Iterator[bytes], path: Path, kind: str, header: Sequence[str], ragged: bool) -> Iterator[Row]:
+    dialect = {"delimiter": ",", "strict": True} if kind == "csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     table = csv.reader(_decoded_lines(lines, path), **dialect)  # pyright: ignore[reportArgumentType] - literal options
     try:
-        header = next(table)
-        for cells in table:
+        first = next(table)
+        rows = table
+        if header and not set(header) & set(first):
+            rows = itertools.chain([first], table)
+        else:
+            header = first
+        for cells in rows:
             if not cells:
+                continue
+            if ragged:
+                yield table.line_num, dict(zip(header, cells, strict=False)) if len(cells) >= len(header) else {}
                 continue
             if len(cells) != len(header):
                 raise DataError(
@@ -82,4 +100,4 @@ def _read_table(lines: Iterator[bytes], path: Path) -> Iterator[Row]:
                 )
             yield table.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}, line {table.line_num}: is not {path.suffix[1:]}: {error}") from None
+        raise DataError(f"{path}, line {table.line_num}: is not {kind}: {error}") from None

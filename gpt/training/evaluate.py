@@ -1,18 +1,23 @@
-"""Held-out loss, perplexity and task metric of a set of parameters."""
+"""Held-out loss, perplexity and task metrics of a set of parameters, and its prediction for every example."""
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gpt.metrics import METRICS
+from gpt.errors import DataError
+from gpt.metrics import METRICS, is_undefined
 from gpt.model.gpt import Params
 from gpt.sharding import shard_batch
-from gpt.training.problem import Problem
+from gpt.tasks.registry import Task
+from gpt.tasks.targets import predict
+from gpt.training.problem import HeldOut, Problem
 from gpt.training.steps import Evaluation
+
+EvalStep = Callable[..., Evaluation]
 
 
 class Score(NamedTuple):
@@ -22,12 +27,39 @@ class Score(NamedTuple):
     n: int
 
 
-def evaluate(eval_step: Callable[..., Evaluation], params: Params, problem: Problem, mesh: Mesh) -> dict[str, Score]:
+class Judged(NamedTuple):
+    """Scores of one held-out split by name and, for a task, one line an example in the order of the split."""
+
+    scores: dict[str, Score]
+    predictions: list[dict[str, Any]]
+
+
+def evaluate(eval_step: EvalStep, params: Params, problem: Problem, mesh: Mesh) -> dict[str, Score]:
     """Scores by name over all held-out data, exact for any batch size.
 
-    `lm_loss` in nats; for text `perplexity`; for a task `task_loss` and the task's metric.
+    `lm_loss` in nats; for text `perplexity`; for a task `task_loss` and the task's metrics. Those of a
+    second held-out split end in what sets it apart, such as `accuracy_mismatched`.
     """
-    results = [jax.device_get(eval_step(params, shard_batch(mesh, batch))) for batch in problem.held_out.batches]
+    return join_scores({split: judge(eval_step, params, problem, split, mesh).scores for split in problem.held_outs})
+
+
+def join_scores(scores_by_split: dict[str, dict[str, Score]]) -> dict[str, Score]:
+    """All scores in one dict, those of the first split under their own names."""
+    joined = {}
+    for rank, (split, scores) in enumerate(scores_by_split.items()):
+        suffix = f"_{split.split('_')[-1]}" if rank else ""
+        joined.update({f"{name}{suffix}": score for name, score in scores.items()})
+    return joined
+
+
+def judge(eval_step: EvalStep, params: Params, problem: Problem, split: str, mesh: Mesh) -> Judged:
+    """Scores and predictions of one split of the problem.
+
+    Raises:
+      DataError: the model gives scores that are not numbers.
+    """
+    held_out = problem.held_outs[split]
+    results = [jax.device_get(eval_step(params, shard_batch(mesh, batch))) for batch in held_out.batches]
     scores = {}
     for name in results[0].totals:
         total = math.fsum(float(result.totals[name]) for result in results)
@@ -36,10 +68,53 @@ def evaluate(eval_step: Callable[..., Evaluation], params: Params, problem: Prob
     if problem.task is None:
         loss, n = scores["lm_loss"]
         scores["perplexity"] = Score(math.exp(min(loss, 700.0)), n)  # exp(710) is not a float
+        return Judged(scores, [])
+
+    by_example = _scores_by_example(held_out, [result.scores for result in results], split)
+    # Of each batch by itself: one may have more candidates than another.
+    predictions = np.concatenate([predict(problem.task.targets, result.scores) for result in results])
+    predictions = predictions[: len(held_out.order)]
+    if held_out.labels is None:
+        scores.pop("task_loss", None)
     else:
-        labels = problem.held_out.labels
-        # Of each batch by itself: one may have more candidates than another.
-        predictions = np.concatenate([result.scores.argmax(axis=-1) for result in results])[: len(labels)]
-        metric = problem.task.metric
-        scores[metric] = Score(METRICS[metric](labels, predictions), len(labels))
+        scores.update(_metrics(problem.task, held_out.labels, predictions))
+    return Judged(scores, _lines(held_out, predictions, by_example))
+
+
+def _scores_by_example(held_out: HeldOut, scores: list[np.ndarray], split: str) -> list[np.ndarray]:
+    """Scores of each example, without those of candidates that it does not have."""
+    by_example = []
+    for batch, batch_scores in zip(held_out.batches, scores, strict=True):
+        num_candidates = (batch.weights.max(-1) > 0).sum(-1)
+        is_choice = batch.tokens.shape[1] == batch_scores.shape[1] > 1
+        for place in np.flatnonzero(batch.example_weights):
+            by_example.append(batch_scores[place, : num_candidates[place] if is_choice else None])
+    num_bad = sum(not np.isfinite(example).all() for example in by_example)
+    if num_bad:
+        raise DataError(
+            f"{num_bad} of {len(by_example)} examples of the {split} split have scores that are not finite numbers: "
+            "the weights have diverged; train with a lower OptimizerConfig.learning_rate, or score an earlier "
+            "checkpoint with --step"
+        )
+    return by_example
+
+
+def _metrics(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Score]:
+    scores = {name: Score(METRICS[name](labels, predictions), len(labels)) for name in task.metrics}
+    num_undefined = sum(is_undefined(name, labels, predictions) for name in task.metrics)
+    if num_undefined:
+        scores["undefined_metrics"] = Score(num_undefined, len(labels))
     return scores
+
+
+def _lines(held_out: HeldOut, predictions: np.ndarray, by_example: list[np.ndarray]) -> list[dict[str, Any]]:
+    lines = [
+        {
+            "row": int(row),
+            "label": None if held_out.labels is None else held_out.labels[place].item(),
+            "prediction": predictions[place].item(),
+            "scores": [round(float(score), 6) for score in by_example[place]],
+        }
+        for place, row in enumerate(held_out.order)
+    ]
+    return sorted(lines, key=lambda line: line["row"])

@@ -76,6 +76,8 @@ def _train(config: RunConfig, problem: Problem, mesh: Mesh, run_dir: Path, check
     title = config.task.name or "pretraining"
     with Report(run_dir, first, last, title) as report, StopSignals() as signals:
         report.say(f"{title}: {last} updates, {_describe(problem.facts)}; run directory {run_dir}")
+        for note in problem.notes:
+            report.say(f"warning: {note}")
         for step, batch in enumerate(_batches(problem, first), first + 1):
             state, metrics = train_step(state, shard_batch(mesh, batch))
             meter.add(metrics, batch)

@@ -15,20 +15,24 @@ from gpt.data.batches import (
     pretraining_batches,
 )
 from gpt.data.store import TokenStore
-from gpt.errors import ConfigError, DataError
-from gpt.tasks.reader import read_examples
+from gpt.errors import ConfigError
+from gpt.tasks.encode import EncodedSplit, encode_split
+from gpt.tasks.reader import read_split
 from gpt.tasks.registry import Task, find_task
-from gpt.tasks.transforms import lay_out
 from gpt.text.tokenizer import Tokenizer
 from gpt.training.steps import LanguageModelObjective, Objective, TaskObjective
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Held-out batches and, for a task, the label of each of their rows, padding left out."""
+    """Held-out batches and, for a task, what their rows are, padding left out.
+
+    `labels` are the label of each row, None where they are secret; `order` is its number in the split.
+    """
 
     batches: list[Any]
-    labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    labels: np.ndarray | None = None
+    order: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,28 +42,35 @@ class Problem:
     objective: Objective
     train_batches: grain.MapDataset
     num_steps: int
-    held_out: HeldOut
+    held_outs: dict[str, HeldOut]
+    """What the run is judged by, by split: one, but for MultiNLI a matched and a mismatched one."""
     task: Task | None = None
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What was counted while reading: shown at the start and kept with the results."""
+    notes: tuple[str, ...] = ()
+    """What looks wrong with the data and does not hinder."""
 
     @property
     def num_outputs(self) -> int | None:
         """Outputs of the classifier; None when there is no labelled task."""
         return None if self.task is None else self.task.num_outputs
 
+    @property
+    def held_out(self) -> HeldOut:
+        """The first of the held-out splits."""
+        return next(iter(self.held_outs.values()))
 
-def load_problem(config: RunConfig, tokenizer: Tokenizer, *, whole_validation: bool = False) -> Problem:
-    """The problem that `config` states; `whole_validation` ignores RunConfig.evaluation_batches."""
+
+def load_problem(config: RunConfig, tokenizer: Tokenizer, *, only_split: str | None = None) -> Problem:
+    """The problem that `config` states; with `only_split`, that split and all of it, for evaluation alone."""
     if tokenizer.vocab_size != config.model.vocab_size:
         raise ConfigError(
             f"ModelConfig.vocab_size = {config.model.vocab_size}, but the tokenizer in TokenizerConfig.path = "
             f"{config.tokenizer.path!r} has {tokenizer.vocab_size} tokens: set it to that number"
         )
-    max_batches = None if whole_validation else config.evaluation_batches
     if config.is_pretraining:
-        return _pretraining(config, tokenizer, max_batches)
-    return _finetuning(config, tokenizer, max_batches)
+        return _pretraining(config, tokenizer, only_split)
+    return _finetuning(config, tokenizer, only_split)
 
 
 def _num_steps(config: RunConfig, batches: grain.MapDataset) -> int:
@@ -67,79 +78,102 @@ def _num_steps(config: RunConfig, batches: grain.MapDataset) -> int:
 
 
 def _no_batches() -> grain.MapDataset:
-    # Of converted weights, which are evaluated alone: their training split may be of any size.
+    # Of what is evaluated alone: the training split may be of any size, or not be there.
     return grain.MapDataset.range(0)
 
 
-def _pretraining(config: RunConfig, tokenizer: Tokenizer, max_batches: int | None) -> Problem:
+def _pretraining(config: RunConfig, tokenizer: Tokenizer, only_split: str | None) -> Problem:
     if config.data.token_store is None:
         raise ConfigError(
             "DataConfig.token_store is not set, because these weights were converted and not trained here: "
             "set --gin.DataConfig.token_store to a directory that `gpt prepare` wrote"
         )
+    if only_split not in (None, "validation"):
+        raise ConfigError(f"split {only_split!r}: text is scored on validation, the held-out split of its token store")
     store = TokenStore.open(config.data.token_store, tokenizer)
     train, validation = store.split("train"), store.split("validation")
     length = config.model.context_length
-    batches = _no_batches()
-    if config.max_steps != 0:
+    batches, max_batches = _no_batches(), None
+    if only_split is None:
         batches = pretraining_batches(train, length, config.batch_size, config.num_epochs, config.seed)
+        max_batches = config.evaluation_batches
     return Problem(
         objective=LanguageModelObjective(),
         train_batches=batches,
         num_steps=_num_steps(config, batches),
-        held_out=HeldOut(held_out_text_batches(validation, length, config.batch_size, max_batches)),
+        held_outs={"validation": HeldOut(held_out_text_batches(validation, length, config.batch_size, max_batches))},
         facts={"train_tokens": len(train), "validation_tokens": len(validation)},
     )
 
 
-def _finetuning(config: RunConfig, tokenizer: Tokenizer, max_batches: int | None) -> Problem:
-    assert config.task.name is not None
-    task = find_task(config.task.name)
-    splits, facts = {}, {}
-    for split in ("train", "validation"):
-        splits[split], facts[f"{split}_cut"] = _encode_split(config, task, tokenizer, split)
-        facts[f"{split}_examples"] = len(splits[split].labels)
-    train, validation = _draw(splits["train"], config.task.max_train_examples, config.seed), splits["validation"]
-    facts["train_examples_used"] = len(train.labels)
+def _finetuning(config: RunConfig, tokenizer: Tokenizer, only_split: str | None) -> Problem:
+    task = find_task(config.task.name or "")
+    if config.task.stsb_targets == "regression":
+        task = dataclasses.replace(task, targets="regression")
+    facts: dict[str, Any] = {}
+    batches, notes = _no_batches(), ()
+    if only_split is None:
+        _require_split(config, task, "train")
+        encoded = _encode(config, task, tokenizer, "train", facts)
+        train = _draw(encoded.examples, config.task.max_train_examples, config.seed)
+        facts["train_examples_used"] = len(train.labels)
+        notes = _one_class(config, train)
+        batches = finetuning_batches(
+            train, config.model.context_length, config.batch_size, config.num_epochs, config.seed
+        )
 
-    length = config.model.context_length
-    batches = _no_batches()
-    if config.max_steps != 0:
-        batches = finetuning_batches(train, length, config.batch_size, config.num_epochs, config.seed)
-    held_out, order = held_out_task_batches(validation, length, config.batch_size, max_batches)
+    _require_split(config, task, only_split or "validation")
+    max_batches = config.evaluation_batches if only_split is None else None
+    held_outs = {}
+    for split in task.members(only_split or "validation"):
+        encoded = _encode(config, task, tokenizer, split, facts)
+        held_out, order = held_out_task_batches(
+            encoded.examples, config.model.context_length, config.batch_size, max_batches
+        )
+        held_outs[split] = HeldOut(held_out, None if encoded.labels is None else encoded.labels[order], order)
     return Problem(
-        objective=TaskObjective(config.task),
+        objective=TaskObjective(config.task, task.targets, both_orders=task.transform.both_orders),
         train_batches=batches,
         num_steps=_num_steps(config, batches),
-        held_out=HeldOut(held_out, validation.labels[order]),
+        held_outs=held_outs,
         task=task,
         facts=facts,
+        notes=notes,
     )
 
 
-def _encode_split(config: RunConfig, task: Task, tokenizer: Tokenizer, split: str) -> tuple[TaskExamples, int]:
-    """The split as token ids, and how many of its examples had to be cut."""
-    examples = read_examples(task, config.task.data_dir, split)
-    texts = [text for example in examples for segments in example.sequences for text in segments]
-    encoded = iter(tokenizer.encode_batch(texts))
-    sequences, num_cut = [], 0
-    for number, example in enumerate(examples, 1):
-        where = f"{split} split of task {config.task.name!r}, row {number}"
-        layouts = []
-        for texts_of_sequence in example.sequences:
-            segments = [next(encoded) for _ in texts_of_sequence]
-            if not all(segments):
-                raise DataError(f"{where}: a text has no tokens: {texts_of_sequence!r}; remove the row")
-            layouts.append(lay_out(segments, tokenizer, config.model.context_length))
-        if any(layout.was_cut for layout in layouts):
-            num_cut += 1
-            if not config.task.truncate:
-                raise DataError(
-                    f"{where}: longer than ModelConfig.context_length = {config.model.context_length} tokens with its "
-                    "special tokens: set TaskConfig.truncate = True to cut such examples, or a longer context"
-                )
-        sequences.append([layout.ids for layout in layouts])
-    return TaskExamples(sequences, np.array([example.label for example in examples], np.int32)), num_cut
+def _require_split(config: RunConfig, task: Task, split: str) -> None:
+    if not task.members(split):
+        hint = ""
+        if task.splits == ("test",):
+            hint = ": it judges runs of mnli, by eval.py --run=RUN --split=test --gin.TaskConfig.name=ax"
+        raise ConfigError(
+            f"TaskConfig.name = {config.task.name!r} has no split {split!r}, only {', '.join(task.splits)}{hint}"
+        )
+
+
+def _encode(config: RunConfig, task: Task, tokenizer: Tokenizer, split: str, facts: dict[str, Any]) -> EncodedSplit:
+    """One split as token ids; what was counted goes into the facts."""
+    found = read_split(task, config.task.data_dir, split)
+    encoded = encode_split(
+        task,
+        found,
+        tokenizer,
+        config.model.context_length,
+        truncate=config.task.truncate,
+        name=f"{split} split of task {config.task.name!r}",
+    )
+    facts[f"{split}_cut"] = encoded.num_cut
+    if found.num_dropped:
+        facts[f"{split}_without_label_dropped"] = found.num_dropped
+    facts[f"{split}_examples"] = len(found.examples)
+    return encoded
+
+
+def _one_class(config: RunConfig, train: TaskExamples) -> tuple[str, ...]:
+    if len(np.unique(train.labels, axis=0)) > 1:
+        return ()
+    return (f"all {len(train.labels)} training examples of {config.task.name!r} have the same label",)
 
 
 def _draw(examples: TaskExamples, size: int | None, seed: int) -> TaskExamples:

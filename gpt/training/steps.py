@@ -17,11 +17,24 @@ from jaxtyping import Array, Float, Key
 from gpt.config import ModelConfig, TaskConfig
 from gpt.data.batches import TaskBatch, TextBatch
 from gpt.model.gpt import GPT, Params, bind
-from gpt.objectives import classification_losses, sequence_losses, token_losses
+from gpt.model.heads import Head
+from gpt.objectives import (
+    classification_losses,
+    regression_losses,
+    sequence_losses,
+    soft_label_losses,
+    token_losses,
+)
+from gpt.tasks.targets import Targets
 from gpt.training.state import TrainState
 
 Scalars = dict[str, Float[Array, ""]]
 MASKED_SCORE = -1e9
+_TASK_LOSSES: dict[Targets, Callable[[Array, Array], Array]] = {
+    "class": classification_losses,
+    "soft_labels": soft_label_losses,
+    "regression": regression_losses,
+}
 
 
 @runtime_checkable
@@ -62,8 +75,10 @@ class TaskObjective:
     candidates, right and wrong) of each sequence's own mean.
     """
 
-    def __init__(self, config: TaskConfig):
+    def __init__(self, config: TaskConfig, targets: Targets = "class", *, both_orders: bool = False):
         self._dropout_rate = config.classifier_dropout_rate
+        self._losses = _TASK_LOSSES[targets]
+        self._both_orders = both_orders
         self.coefficients = {"task_loss": 1.0}
         if config.lm_coef > 0:
             self.coefficients["lm_loss"] = config.lm_coef
@@ -77,17 +92,9 @@ class TaskObjective:
         """Summed losses, and the scores of the classes or candidates."""
         assert model.head is not None
         body_key, head_key = (None, None) if key is None else jax.random.split(key)
-        num_examples, num_candidates, length = batch.tokens.shape
-        hidden = model.transformer(batch.tokens.reshape(-1, length), body_key)
-
-        by_candidate = model.head(
-            hidden.reshape(num_examples, num_candidates, length, -1), batch.extract, self._dropout_rate, head_key
-        )
-        is_choice = by_candidate.shape[-1] == 1
-        # Examples with fewer candidates than the batch holds have empty sequences in their place.
-        filled = batch.weights.max(-1) > 0
-        scores = jnp.where(filled, by_candidate[..., 0], MASKED_SCORE) if is_choice else by_candidate[:, 0]
-        totals = {"task_loss": (classification_losses(scores, batch.labels) * batch.example_weights).sum()}
+        hidden = model.transformer(batch.tokens.reshape(-1, batch.tokens.shape[-1]), body_key)
+        scores = self._scores(model.head, hidden.reshape(*batch.tokens.shape, -1), batch, head_key)
+        totals = {"task_loss": (self._losses(scores, batch.labels) * batch.example_weights).sum()}
 
         if "lm_loss" not in self.coefficients:  # the largest matrix product of a small model, for nothing
             return totals, scores
@@ -95,6 +102,17 @@ class TaskObjective:
         lm_losses = sequence_losses(logits, batch.tokens, batch.weights)
         totals["lm_loss"] = (lm_losses * batch.example_weights[:, None]).sum()
         return totals, scores
+
+    def _scores(
+        self, head: Head, hidden: Float[Array, "B C T D"], batch: TaskBatch, key: Key[Array, ""] | None
+    ) -> Float[Array, "B N"]:
+        if self._both_orders:
+            return head.similarity(hidden, batch.extract, self._dropout_rate, key)
+        by_candidate = head(hidden, batch.extract, self._dropout_rate, key)
+        if by_candidate.shape[-1] > 1:
+            return by_candidate[:, 0]
+        # Examples with fewer candidates than the batch holds have empty sequences in their place.
+        return jnp.where(batch.weights.max(-1) > 0, by_candidate[..., 0], MASKED_SCORE)
 
 
 class Evaluation(NamedTuple):
