@@ -37,13 +37,21 @@ class Splitter:
         chunks = standardise.chunks_of(piece)
         known = self._lefts
         for chunk in set(chunks).difference(known):
-            candidates = self._insides.get(chunk[0], ())
-            known[chunk] = tuple(left for left, right in candidates if chunk.startswith(right))
+            known[chunk] = self._possible_lefts(chunk)
         lefts = list(map(known.__getitem__, chunks))
         joints = [i for i, ends in enumerate(lefts) if ends and i and chunks[i - 1].endswith(ends)]
         for i in reversed(joints):  # from the right, so that the positions to the left stay
             chunks[i - 1 : i + 1] = [f"{chunks[i - 1]} {chunks[i]}"]
         return chunks
+
+    def _possible_lefts(self, chunk: str) -> tuple[str, ...]:
+        """Ends of a chunk with which the first token of this one could be inside of a special case."""
+        return tuple(
+            left
+            for left, right in self._insides.get(chunk[0], ())
+            # No rule parts two letters, so a token that ends with a letter does not end in front of one.
+            if chunk.startswith(right) and not (right[-1].isalpha() and chunk[len(right) :][:1].isalpha())
+        )
 
     def words(self, chunk: str) -> list[str]:
         """The lower-cased words of a chunk."""
@@ -66,7 +74,9 @@ class OriginalRoute:
         self._pipeline = pipeline
         self._newline_id: int | None = pipeline.token_to_id(NEWLINE)
         self._loaded: Splitter | None = None
-        self._ids: dict[str, tuple[int, ...]] = {}
+        self._merges = pipeline.model
+        self._ids: dict[str, tuple[int, ...]] = {}  # of chunks
+        self._word_ids: dict[str, tuple[int, ...]] = {}
         self._remembered = 0
 
     @property
@@ -89,15 +99,21 @@ class OriginalRoute:
     def _learn(self, chunks: set[str]) -> None:
         """Have the ids of all these chunks in memory."""
         if self._remembered > _MAX_REMEMBERED:
-            self._ids, self._remembered = {}, 0
+            self._ids, self._word_ids, self._remembered = {}, {}, 0
             self._splitter.forget()
         new = list(chunks.difference(self._ids, (NEWLINE_CHUNK,)))
         self._remembered += sum(map(len, new))
-        words = [self._splitter.words(chunk) for chunk in new]
-        encodings = self._pipeline.encode_batch_fast(words, is_pretokenized=True, add_special_tokens=False)
-        self._ids.update((chunk, tuple(found.ids)) for chunk, found in zip(new, encodings, strict=True))
+        for chunk in new:
+            words = self._splitter.words(chunk)
+            self._ids[chunk] = tuple(itertools.chain.from_iterable(map(self._ids_of_word, words)))
         if NEWLINE_CHUNK in chunks:
             self._ids[NEWLINE_CHUNK] = (require_newline(self._newline_id),)
+
+    def _ids_of_word(self, word: str) -> tuple[int, ...]:
+        ids = self._word_ids.get(word)
+        if ids is None:
+            ids = self._word_ids[word] = tuple(token.id for token in self._merges.tokenize(word))
+        return ids
 
     def encode_with_offsets(self, text: str) -> Encoding:
         """Ids and their spans in the standardised text, which comes with them."""
