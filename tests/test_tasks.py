@@ -139,6 +139,24 @@ def test_a_text_is_cut_at_the_context_and_not_before(tokenizer: Tokenizer, lengt
     assert was_cut == (length > 10)
 
 
+def test_no_delimiter_parts_a_document_from_its_question(tokenizer: Tokenizer) -> None:
+    start, delimiter, extract = tokenizer.start_id, tokenizer.delimiter_id, tokenizer.extract_id
+    assert lay_out([[5, 6], [7], [8]], tokenizer, 12) == ([start, 5, 6, 7, delimiter, 8, extract], False)
+
+
+def test_a_document_loses_its_end_and_question_and_answer_nothing(tokenizer: Tokenizer) -> None:
+    start, delimiter, extract = tokenizer.start_id, tokenizer.delimiter_id, tokenizer.extract_id
+    ids, was_cut = lay_out([[1, 2, 3], [7] * 4, [8] * 4], tokenizer, CONTEXT_LENGTH)
+    assert (ids, was_cut) == ([start, 1, *[7] * 4, delimiter, *[8] * 4, extract], True)
+
+
+def test_question_and_answer_that_leave_no_room_for_the_document_are_refused(load: Callable[..., Problem]) -> None:
+    row = {"context": "a", "question": "b " * 5, "choices": ["c " * 4, "d"], "label": 0}
+    message = r"train split of task 'race', row 1: question and answer alone take 9 tokens.*context_length, now 12"
+    with pytest.raises(DataError, match=message):
+        load("race", [row], truncate=True)
+
+
 # Encoding of whole splits
 
 
