@@ -85,10 +85,15 @@ class Checkpoints:
         return TrainState(jax.device_put(np.int32(step), like.step.sharding), items["params"], items["optimizer"])
 
 
+def saved_steps(run_dir: Path) -> list[int]:
+    """The steps of the checkpoints that a run has kept, ascending."""
+    return sorted(int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdecimal())
+
+
 def find_checkpoint(run_dir: Path, step: int | None = None) -> Path:
     """The checkpoint that a run saved at `step` (None: latest); DataError when there is none."""
     directory = (run_dir / "checkpoints").resolve()
-    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+    steps = saved_steps(run_dir)
     if not steps or (step is not None and step not in steps):
         wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
         there = f"; there are steps {', '.join(map(str, steps))}" if steps else ": train there first"
