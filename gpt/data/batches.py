@@ -33,7 +33,7 @@ class TaskBatch(NamedTuple):
 class TaskExamples(NamedTuple):
     """A split of a task as token ids: `sequences[n]` are the C sequences of example n."""
 
-    sequences: list[list[list[int]]]
+    sequences: Sequence[Sequence[Sequence[int] | np.ndarray]]
     labels: np.ndarray  # int32 [N], or float32 [N, outputs]
 
     def lengths(self) -> np.ndarray:
