@@ -2,6 +2,7 @@
 
 basic     the same pipeline of the `tokenizers` library, called without our code on whole texts
 original  the plain Python form of the algorithm in tests/reference_tokenizer.py, on whole texts
+prepare   the same plain form, against `gpt prepare` on the original route with a process a core; seconds by the clock
 
     python benchmarks/tokenizer.py                                    # documentation of the standard library
     python benchmarks/tokenizer.py --vocab openai --megabytes 20 books/*.txt
@@ -12,13 +13,19 @@ over all threads, which other work on the machine disturbs less than the clock; 
 
 import argparse
 import json
+import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from gpt.data.prepare import prepare
 from gpt.data.stdlib import read_corpus
+from gpt.data.store import TokenStore
 from gpt.text import pipeline
 from gpt.text.pipeline import Route
 from gpt.text.tokenizer import Tokenizer
@@ -73,12 +80,38 @@ def measure(tokenizer: Tokenizer, texts: Sequence[str], turns: int) -> dict[str,
         assert our_ids == their_ids
         seconds["ours"].append(ours)
         seconds["peer"].append(theirs)
-    ours, theirs = (statistics.median(seconds[name]) for name in ("ours", "peer"))
+    return line(tokenizer.route, texts, seconds)
+
+
+def measure_prepare(tokenizer: Tokenizer, texts: Sequence[str], turns: int) -> dict[str, object]:
+    """The line of `gpt prepare`, from text files to a token store."""
+    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    with tempfile.TemporaryDirectory() as directory:
+        files = [Path(directory, f"{number}.txt") for number in range(len(texts))]
+        for file, text in zip(files, texts, strict=True):
+            file.write_text(text, encoding="utf-8")
+        for turn in range(turns):
+            store = Path(directory, f"store-{turn}")
+            workers = os.cpu_count() or 1
+            started = time.perf_counter()
+            prepare([str(file) for file in files], tokenizer, store, validation_fraction=0.0, workers=workers)
+            seconds["ours"].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            documents = peer(tokenizer)([file.read_text(encoding="utf-8") for file in files])
+            seconds["peer"].append(time.perf_counter() - started)
+            expected = np.concatenate([[*ids, tokenizer.newline_id] for ids in documents])
+            np.testing.assert_array_equal(TokenStore.open(store, tokenizer).split("train"), expected)
+    return line("prepare", texts, seconds)
+
+
+def line(name: str, texts: Sequence[str], seconds: dict[str, list[float]]) -> dict[str, object]:
+    """What is printed of the turns of both sides."""
+    ours, theirs = (statistics.median(seconds[side]) for side in ("ours", "peer"))
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     return {
-        "route": tokenizer.route,
+        "benchmark": name,
         "megabytes": round(megabytes, 2),
-        "turns": turns,
+        "turns": len(seconds["ours"]),
         "seconds": round(ours, 3),
         "peer_seconds": round(theirs, 3),
         "megabytes_per_second": round(megabytes / ours, 2),
@@ -87,21 +120,25 @@ def measure(tokenizer: Tokenizer, texts: Sequence[str], turns: int) -> dict[str,
 
 
 def main() -> None:
-    """Print a line for each route."""
+    """Print a line for each benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "files", nargs="*", metavar="FILE", help="text files; default the standard library's documentation"
     )
-    parser.add_argument("--vocab", metavar="DIR", help="a vocabulary; default one of 8,000 ids trained on the texts")
+    parser.add_argument("--vocab", metavar="DIR", help="a vocabulary; default one of 4,000 ids trained on the texts")
     parser.add_argument("--megabytes", type=float, default=4.0, metavar="N", help="at most so much text; default 4")
     parser.add_argument("--turns", type=int, default=5, metavar="N", help="default 5")
     args = parser.parse_args()
     texts = read_texts(args.files, args.megabytes)
-    routes: tuple[Route, ...] = ("basic", "original")
-    for route in routes:
-        tokenizer = Tokenizer.load(args.vocab, route) if args.vocab else train_bpe(texts, 8000, route)
-        print(json.dumps(measure(tokenizer, texts, args.turns)), flush=True)
+
+    def tokenizer_of(route: Route) -> Tokenizer:
+        return Tokenizer.load(args.vocab, route) if args.vocab else train_bpe(texts, 4000, route)
+
+    basic, original = tokenizer_of("basic"), tokenizer_of("original")
+    print(json.dumps(measure(basic, texts, args.turns)), flush=True)
+    print(json.dumps(measure(original, texts, args.turns)), flush=True)
+    print(json.dumps(measure_prepare(original, texts, args.turns)), flush=True)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # the worker processes of `prepare` import this file
     main()
