@@ -48,6 +48,9 @@ def _require_rates(config: Any, *names: str) -> None:
 class ModelConfig:
     """The transformer: twelve post-LN decoder blocks of width 768, 116,534,784 parameters."""
 
+    architecture: Literal["transformer", "lstm"] = setting(
+        "transformer", "transformer, or the one-layer LSTM that table 5 compares with"
+    )
     vocab_size: int = setting(40478, "token ids of the tokenizer (40,000 merges + 238 x 2 characters + 2)")
     num_special_tokens: int = setting(
         0, "embedding rows after the vocabulary for start, delimiter and extract: 0 to pretrain, 3 to fine-tune"
@@ -57,6 +60,7 @@ class ModelConfig:
     num_heads: int = setting(12, "attention heads a block")
     embed_dim: int = setting(768, "width of the residual stream")
     mlp_dim: int = setting(3072, "width of the feed-forward layer")
+    lstm_dim: int = setting(2048, "units of the LSTM, which has one layer, no heads, no positions")
     activation: Literal["gelu", "relu", "silu"] = setting(
         "gelu", "non-linearity of the feed-forward layer; gelu in its tanh form"
     )
@@ -83,6 +87,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require_positive(
             self, "vocab_size", "context_length", "num_layers", "num_heads", "embed_dim", "mlp_dim",
+            "lstm_dim",
             "layer_norm_epsilon", "init_std",
         )  # fmt: skip
         _require_rates(self, "embed_dropout_rate", "attention_dropout_rate", "residual_dropout_rate")
@@ -96,6 +101,13 @@ class ModelConfig:
             f"ModelConfig.embed_dim = {self.embed_dim} does not divide into "
             f"ModelConfig.num_heads = {self.num_heads} heads",
         )
+        if self.architecture == "lstm":
+            for name in ("embedding_table_dropout", "softmax_over_positions"):
+                _require(
+                    not getattr(self, name),
+                    f"ModelConfig.{name} = True is for the transformer alone, and ModelConfig.architecture is 'lstm': "
+                    f"set ModelConfig.{name} = False",
+                )
 
     @property
     def head_dim(self) -> int:

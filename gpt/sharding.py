@@ -28,6 +28,12 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     r"transformer/blocks/mlp/down/kernel": ("layer", "mlp", "embed"),
     r"transformer/blocks/(attention/out|mlp/down)/bias": ("layer", "embed"),
     r"transformer/blocks/(attention|mlp)_norm/(scale|bias)": ("layer", "embed"),
+    r"lstm/token_embedding": ("vocab", "embed"),
+    r"lstm/input/kernel": ("embed", "gates"),
+    r"lstm/recurrent/kernel": ("units", "gates"),
+    r"lstm/recurrent/bias": ("gates",),
+    r"lstm/out/kernel": ("units", "embed"),
+    r"lstm/out/bias": ("embed",),
     r"head/kernel": ("embed", "output"),
     r"head/bias": ("output",),
 }
@@ -38,6 +44,8 @@ MESH_AXES_OF: dict[str, tuple[str, ...]] = {
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "mlp": ("tensor",),
+    "gates": ("tensor",),
+    "units": (),
     "vocab": (),
     "position": (),
     "layer": (),
@@ -68,9 +76,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 def check_divisible(mesh: Mesh, model: ModelConfig, batch_size: int, accumulation_steps: int) -> None:
     """Raises ConfigError when a split axis of the model or the batch does not divide over the mesh."""
+    if model.architecture == "lstm":
+        inner = {"ModelConfig.lstm_dim": (model.lstm_dim, "gates")}
+    else:
+        inner = {"ModelConfig.num_heads": (model.num_heads, "heads"), "ModelConfig.mlp_dim": (model.mlp_dim, "mlp")}
     shares = {
-        "ModelConfig.num_heads": (model.num_heads, "heads"),
-        "ModelConfig.mlp_dim": (model.mlp_dim, "mlp"),
+        **inner,
         "ModelConfig.embed_dim": (model.embed_dim, "embed"),
         "RunConfig.batch_size / accumulation_steps": (batch_size // accumulation_steps, "batch"),
     }
@@ -105,7 +116,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
     def leaf_sharding(path, _leaf) -> NamedSharding:
         names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
-        root = next((i for i, name in enumerate(names) if name in ("transformer", "head")), None)
+        root = next((i for i, name in enumerate(names) if name in ("transformer", "lstm", "head")), None)
         axes = () if root is None else logical_axes("/".join(names[root:]))
         return NamedSharding(mesh, _partition(axes))
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 Array = np.ndarray
 Params = dict[str, Any]
-"""Nested dict of arrays: `transformer`, and `head` when there is a classifier."""
+"""Nested dict of arrays: `transformer` or `lstm`, and `head` when there is a classifier."""
 
 FlatParams = dict[str, Array]
 """Arrays by path, such as `transformer/blocks/mlp/up/kernel`."""
@@ -104,12 +104,28 @@ def forward(params: Params, tokens: Int[Array, "... T"], num_heads: int) -> Floa
     return x
 
 
+def lstm_forward(params: Params, tokens: Int[Array, "... T"]) -> Float[Array, "... T D"]:
+    """Hidden states of the LSTM of table 5, one position after the other."""
+    lstm = params["lstm"]
+    embedded = _float64(lstm["token_embedding"])[tokens]
+    bias = _float64(lstm["recurrent"]["bias"])
+    state = cell = np.zeros((*tokens.shape[:-1], len(bias) // 4))
+    outputs = []
+    for t in range(tokens.shape[-1]):
+        gates = embedded[..., t, :] @ _float64(lstm["input"]["kernel"]) + linear(state, lstm["recurrent"])
+        write, keep, candidate, read = np.split(gates, 4, axis=-1)
+        cell = cell / (1 + np.exp(-keep)) + np.tanh(candidate) / (1 + np.exp(-write))
+        state = np.tanh(cell) / (1 + np.exp(-read))
+        outputs.append(linear(state, lstm["out"]))
+    return np.stack(outputs, axis=-2)
+
+
 def logits(params: Params, hidden: Float[Array, "... D"], *, position_rows: bool = False) -> Float[Array, "... V"]:
     """Scores of the next token by the transposed token table.
 
     `position_rows` lets the positions compete as further classes: OpenAI's code keeps both in one table.
     """
-    table = _float64(params["transformer"]["token_embedding"])
+    table = _float64(params["lstm" if "lstm" in params else "transformer"]["token_embedding"])
     if position_rows:
         table = np.concatenate([table, _float64(params["transformer"]["position_embedding"])])
     return hidden @ table.T

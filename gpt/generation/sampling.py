@@ -36,7 +36,7 @@ def sample(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _complete(config: ModelConfig, params: Params, tokens, start, temperature, key):
-    model = bind(config, params).transformer
+    model = bind(config, params).body
 
     def draw(position, tokens):
         hidden = model(tokens)  # later positions hold zeros, which causality hides

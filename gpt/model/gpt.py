@@ -9,18 +9,30 @@ from jaxtyping import Array, Key
 
 from gpt.config import ModelConfig
 from gpt.model.heads import Head
+from gpt.model.lstm import LSTM
 from gpt.model.transformer import Transformer
 
 Params = dict[str, Any]
-"""Nested dict of arrays: `transformer`, and `head` when there is a classifier."""
+"""Nested dict of arrays: `transformer` or `lstm`, and `head` when there is a classifier."""
 
 
 class GPT(nnx.Module):
-    """A transformer and, for fine-tuning, a head of `num_outputs` scores."""
+    """A body that reads text, by `ModelConfig.architecture`, and, for fine-tuning, a head of `num_outputs` scores."""
+
+    transformer: Transformer
+    lstm: LSTM
 
     def __init__(self, config: ModelConfig, num_outputs: int | None, rngs: nnx.Rngs):
-        self.transformer = Transformer(config, rngs)
+        if config.architecture == "lstm":
+            self.lstm = LSTM(config, rngs)
+        else:
+            self.transformer = Transformer(config, rngs)
         self.head = None if num_outputs is None else Head(config, num_outputs, rngs)
+
+    @property
+    def body(self) -> Transformer | LSTM:
+        """Token ids to hidden states, and these to the logits of the next token."""
+        return self.lstm if hasattr(self, "lstm") else self.transformer
 
 
 def init_params(config: ModelConfig, key: Key[Array, ""], num_outputs: int | None = None) -> Params:
@@ -56,6 +68,11 @@ def bind(config: ModelConfig, params: Params) -> GPT:
     state = jax.tree.map(lambda leaf: leaf, expected)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
+
+
+def body_name(params: Params) -> str:
+    """`lstm` or `transformer`: what the body of these parameters is called."""
+    return "lstm" if "lstm" in params else "transformer"
 
 
 def path_shapes(params: Params) -> dict[str, tuple[int, ...]]:

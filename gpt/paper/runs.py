@@ -39,7 +39,7 @@ def kind_of(config: RunConfig) -> str | None:
     changes = [
         kind
         for kind, changed in (
-            (LSTM, getattr(config.model, "architecture", None) == "lstm"),
+            (LSTM, config.model.architecture == "lstm"),
             (NO_PRETRAINING, config.init_from is None),
             (NO_AUX_LM, config.task.lm_coef == 0),
         )

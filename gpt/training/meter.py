@@ -68,8 +68,11 @@ def training_flops_per_token(config: ModelConfig, length: int) -> float:
     """Operations of forward and backward pass for one token of a sequence of `length`.
 
     Matrix products only: 6 a weight (2 forward, 4 backward), and 12 T D a layer for attention
-    scores and values, as Chowdhery et al. 2022 (PaLM), appendix B, count them.
+    scores and values, as Chowdhery et al. 2022 (PaLM), appendix B, count them. An LSTM has the former alone.
     """
+    if config.architecture == "lstm":
+        layer_weights = config.lstm_dim * (4 * (config.embed_dim + config.lstm_dim) + config.embed_dim)
+        return 6.0 * (layer_weights + config.num_embeddings * config.embed_dim)
     block_weights = config.num_layers * (4 * config.embed_dim**2 + 2 * config.embed_dim * config.mlp_dim)
     softmax_weights = config.num_embeddings * config.embed_dim
     attention = 12 * config.num_layers * config.embed_dim * length

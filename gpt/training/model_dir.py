@@ -15,6 +15,7 @@ from gpt.errors import DataError
 from gpt.interop.huggingface import is_huggingface, read_huggingface, write_huggingface
 from gpt.interop.openai import is_openai, read_openai, write_openai
 from gpt.interop.weights import Head, Model, flatten, not_finite
+from gpt.model.gpt import body_name
 from gpt.sharding import make_mesh
 from gpt.text.pipeline import Route
 from gpt.text.tokenizer import Tokenizer
@@ -86,6 +87,8 @@ def convert(model: Model, target: Path, model_format: Format) -> tuple[str, ...]
     Raises:
       DataError: the directory exists or cannot be written, or the format has no place for something.
     """
+    if model.config.architecture == "lstm" and model_format != "run":
+        raise DataError("ModelConfig.architecture = 'lstm': only runs have a place for an LSTM; convert it --to run")
     if os.path.lexists(target):
         raise DataError(f"{str(target)!r} exists already, and nothing is overwritten: choose another target")
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
@@ -113,12 +116,12 @@ def without_head(model: Model) -> Model:
 def with_special_tokens(model: Model, num_special_tokens: int, seed: int) -> Model:
     """The model with that many rows behind the vocabulary: cut off, or new ones drawn from N(0, init_std)."""
     config = dataclasses.replace(model.config, num_special_tokens=num_special_tokens)
-    transformer = model.params["transformer"]
-    table = transformer["token_embedding"]
+    body = model.params[name := body_name(model.params)]
+    table = body["token_embedding"]
     new = max(0, config.num_embeddings - len(table))
     drawn = config.init_std * np.random.default_rng(seed).standard_normal((new, config.embed_dim))
     table = np.concatenate([table[: config.num_embeddings], drawn.astype(np.float32)])
-    params = {**model.params, "transformer": {**transformer, "token_embedding": table}}
+    params = {**model.params, name: {**body, "token_embedding": table}}
     return dataclasses.replace(model, config=config, params=params)
 
 

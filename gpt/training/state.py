@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from gpt.config import ModelConfig
-from gpt.model.gpt import Params, init_params
+from gpt.model.gpt import Params, body_name, init_params
 from gpt.sharding import state_shardings
 
 
@@ -39,18 +39,21 @@ def create_state(
 
 
 def transfer(params: Params, pretrained: Params) -> Params:
-    """`params` with the transformer of `pretrained`; rows of tokens it did not have keep their fresh values.
+    """`params` with the transformer (or LSTM) of `pretrained`; rows of tokens it did not have keep their fresh values.
 
     Raises:
-      ValueError: a parameter of the transformer is missing or of another shape.
+      ValueError: a parameter of it is missing or of another shape.
     """
-    fresh, trained = params["transformer"], pretrained["transformer"]
+    body = body_name(params)
+    if body not in pretrained:
+        raise ValueError(f"the pretrained model has no {body}, as ModelConfig.architecture asks")
+    fresh, trained = params[body], pretrained[body]
     rows = trained["token_embedding"].shape[0]
     table = jnp.concatenate([trained["token_embedding"], fresh["token_embedding"][rows:]])
     transferred = {**trained, "token_embedding": table}
     if jax.tree.map(jnp.shape, transferred) != jax.tree.map(jnp.shape, fresh):
-        raise ValueError("the pretrained transformer has another shape than ModelConfig describes")
+        raise ValueError(f"the pretrained {body} has another shape than ModelConfig describes")
     return {
         **params,
-        "transformer": jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), transferred, fresh),
+        body: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), transferred, fresh),
     }

@@ -63,8 +63,8 @@ class LanguageModelObjective:
 
     def totals(self, model: GPT, batch: TextBatch, key: Key[Array, ""] | None) -> tuple[Scalars, None]:
         """Sum of -log P over the target tokens."""
-        hidden = model.transformer(batch.tokens[:, :-1], key)
-        losses = token_losses(model.transformer.logits(hidden, key), batch.tokens[:, 1:])
+        hidden = model.body(batch.tokens[:, :-1], key)
+        losses = token_losses(model.body.logits(hidden, key), batch.tokens[:, 1:])
         return {"lm_loss": (losses * batch.weights).sum()}, None
 
 
@@ -92,13 +92,13 @@ class TaskObjective:
         """Summed losses, and the scores of the classes or candidates."""
         assert model.head is not None
         body_key, head_key = (None, None) if key is None else jax.random.split(key)
-        hidden = model.transformer(batch.tokens.reshape(-1, batch.tokens.shape[-1]), body_key)
+        hidden = model.body(batch.tokens.reshape(-1, batch.tokens.shape[-1]), body_key)
         scores = self._scores(model.head, hidden.reshape(*batch.tokens.shape, -1), batch, head_key)
         totals = {"task_loss": (self._losses(scores, batch.labels) * batch.example_weights).sum()}
 
         if "lm_loss" not in self.coefficients:  # the largest matrix product of a small model, for nothing
             return totals, scores
-        logits = model.transformer.logits(hidden, body_key).reshape(*batch.tokens.shape, -1)
+        logits = model.body.logits(hidden, body_key).reshape(*batch.tokens.shape, -1)
         lm_losses = sequence_losses(logits, batch.tokens, batch.weights)
         totals["lm_loss"] = (lm_losses * batch.example_weights[:, None]).sum()
         return totals, scores

@@ -1,0 +1,77 @@
+"""The LSTM of table 5 (Radford et al. 2018, section 5): one layer in the place of the transformer.
+
+The paper says no more than its width. The cell is that of Hochreiter and Schmidhuber 1997 with a forget
+gate; a linear map brings its state to the width of the tied softmax. It needs no positions.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from gpt.config import ModelConfig
+from gpt.model.transformer import dropout
+
+
+class LSTM(nnx.Module):
+    """Embedding, one recurrent layer of U = lstm_dim units with G = 4 U gates, and a projection to D.
+
+    Parameters start as the transformer's do, but the forget gate opens with a bias of 1, so that the
+    first gradients reach back in time (Jozefowicz et al. 2015).
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        normal = nnx.initializers.normal(config.init_std)
+        units, width = config.lstm_dim, config.embed_dim
+        self.token_embedding = nnx.Param(normal(rngs.params(), (config.num_embeddings, width)))
+        self.input = Weights(normal(rngs.params(), (width, 4 * units)))
+        self.recurrent = Weights(normal(rngs.params(), (units, 4 * units)), _gate_bias(units))
+        self.out = Weights(normal(rngs.params(), (units, width)), jnp.zeros(width))
+
+    def __call__(self, inputs: Int[Array, "B T"], key: Key[Array, ""] | None = None) -> Float[Array, "B T D"]:
+        """What the tied softmax and the head read at each position; a key turns dropout on."""
+        length, limit = inputs.shape[1], self.config.context_length
+        if length > limit:
+            raise ValueError(f"{length} tokens do not fit into ModelConfig.context_length = {limit}")
+        embed_key, out_key = (None, None) if key is None else jax.random.split(key)
+        x = self.token_embedding[...][inputs].astype(self.config.compute_dtype)
+        x = dropout(x, self.config.embed_dropout_rate, embed_key)
+        # One product for all positions; only what depends on the state has to wait for it.
+        gates = self.input(x).swapaxes(0, 1)
+        start = jnp.zeros((inputs.shape[0], self.config.lstm_dim), jnp.float32)
+        _, states = jax.lax.scan(self._step, (start.astype(x.dtype), start), gates)
+        return self.out(dropout(states.swapaxes(0, 1), self.config.residual_dropout_rate, out_key))
+
+    def logits(self, hidden: Float[Array, "B T D"], key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:  # noqa: ARG002 - as Transformer.logits
+        """Scores of every token, in float32, by the transposed token table (eq. 2)."""
+        table = self.token_embedding[...].astype(hidden.dtype)
+        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+
+    def _step(
+        self, carry: tuple[Float[Array, "B U"], Float[Array, "B U"]], from_input: Float[Array, "B G"]
+    ) -> tuple[tuple[Float[Array, "B U"], Float[Array, "B U"]], Float[Array, "B U"]]:
+        """State and cell after one more token; the cell, a sum over time, is kept in float32."""
+        state, cell = carry
+        gates = (from_input + self.recurrent(state)).astype(jnp.float32)
+        write, keep, candidate, read = jnp.split(gates, 4, axis=-1)
+        cell = jax.nn.sigmoid(keep) * cell + jax.nn.sigmoid(write) * jnp.tanh(candidate)
+        state = (jax.nn.sigmoid(read) * jnp.tanh(cell)).astype(state.dtype)
+        return (state, cell), state
+
+
+class Weights(nnx.Module):
+    """A linear map in the precision of its input, with or without a bias."""
+
+    def __init__(self, kernel: Float[Array, "I O"], bias: Float[Array, "O"] | None = None):
+        self.kernel = nnx.Param(kernel)
+        self.bias = None if bias is None else nnx.Param(bias)
+
+    def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+        """`x W + b`."""
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def _gate_bias(units: int) -> Float[Array, "G"]:
+    return jnp.repeat(jnp.array([0.0, 1.0, 0.0, 0.0]), units)
