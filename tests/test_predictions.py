@@ -19,12 +19,13 @@ from gpt.config import MeshConfig, RunConfig
 from gpt.data.batches import TaskBatch
 from gpt.errors import DataError
 from gpt.metrics import matthews
+from gpt.model.gpt import init_params
 from gpt.sharding import make_mesh
 from gpt.text.tokenizer import Tokenizer
 from gpt.training.evaluate import evaluate as evaluate_with
 from gpt.training.evaluate import judge
 from gpt.training.problem import Problem, load_problem
-from gpt.training.steps import Evaluation
+from gpt.training.steps import Evaluation, make_eval_step
 
 
 @pytest.fixture
@@ -51,8 +52,8 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def config_of(toy: Toy, *overrides: str) -> RunConfig:
-    basic = ("RunConfig.output_dir=unused", "RunConfig.init_from=None", "RunConfig.batch_size=2")
+def config_of(toy: Toy, *overrides: str, batch_size: int = 2) -> RunConfig:
+    basic = ("RunConfig.output_dir=unused", "RunConfig.init_from=None", f"RunConfig.batch_size={batch_size}")
     size = f"ModelConfig.vocab_size={Tokenizer.load(toy.tokenizer).vocab_size}"
     return gin_io.load(
         [ROOT / "configs" / "run" / "finetune.gin"],
@@ -165,6 +166,30 @@ def test_constant_predictions_of_numbers_score_zero_and_are_counted(toy: Toy, tm
     perfect = evaluate_with(made_up(lambda batch: np.log(batch.labels + 1e-9)), {}, problem, one_device())
     assert perfect["pearson"].value == pytest.approx(1.0)
     assert "undefined_metrics" not in perfect
+
+
+def test_both_orders_score_the_same_on_four_devices_as_on_one_with_the_last_batch_cut_short(
+    toy: Toy, tmp_path: Path
+) -> None:
+    animals = ("cat", "dog", "frog", "horse", "river")
+    rows = [{"text_a": f"the {name}", "text_b": "sleeps near", "label": n % 2} for n, name in enumerate(animals)]
+    write_rows(tmp_path / "mrpc" / "validation.jsonl", rows)
+    small = ("num_layers=1", "num_heads=2", "embed_dim=16", "mlp_dim=32", "init_std=0.5")
+    overrides = ("TaskConfig.name=mrpc", *(f"ModelConfig.{field}" for field in small))
+    config = config_of(toy, *overrides, f"TaskConfig.data_dir={tmp_path / 'mrpc'}", batch_size=4)
+    problem = load_problem(config, Tokenizer.load(toy.tokenizer), only_split="validation")
+    params = init_params(config.model, jax.random.key(0), problem.num_outputs)
+    eval_step = make_eval_step(config.model, problem.objective)
+    one, four = (
+        judge(eval_step, params, problem, "validation", mesh) for mesh in (one_device(), make_mesh(MeshConfig()))
+    )
+    assert {name: score.n for name, score in four.scores.items()} == {
+        "task_loss": 5, "lm_loss": 10, "f1": 5, "accuracy": 5,
+    }  # fmt: skip
+    assert {name: score.value for name, score in four.scores.items()} == pytest.approx(
+        {name: score.value for name, score in one.scores.items()}, rel=1e-5
+    )
+    assert [line["prediction"] for line in four.predictions] == [line["prediction"] for line in one.predictions]
 
 
 def test_a_candidate_that_an_example_does_not_have_has_no_score(toy: Toy) -> None:

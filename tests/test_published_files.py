@@ -286,6 +286,13 @@ def test_the_first_400_items_of_copas_development_set_are_trained_on(tmp_path: P
     assert premises == {"train": list(range(400)), "validation": list(range(400, 500))}
 
 
+def test_superglues_jsonl_of_copa_is_read(tmp_path: Path) -> None:
+    row = {"premise": "P.", "choice1": "A.", "choice2": "B.", "question": "cause", "label": 1, "idx": 0}
+    write(tmp_path / "val.jsonl", json.dumps(row))
+    segments = [("P.", "What was the cause of this?", choice) for choice in ("A.", "B.")]
+    assert read("copa", tmp_path, "validation").examples == [Example(segments, 1)]
+
+
 def test_a_file_that_is_no_xml_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "copa-test.xml", "<copa-corpus>")
     with pytest.raises(DataError, match=r"copa-test\.xml: is not XML"):

@@ -150,6 +150,7 @@ COPA = Source(
             {"train": ("copa-dev.xml",), "validation": ("copa-dev.xml",), "test": ("copa-test.xml",)},
             _last_hundred,
         ),
+        Files("jsonl", {"validation": ("val.jsonl",)}),  # SuperGLUE's word for it
     ),
 )
 LOCAL = Source()
