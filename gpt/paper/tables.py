@@ -10,8 +10,9 @@ from gpt.paper.runs import FULL, Collection, Scores
 Source = tuple[str, tuple[str, ...]]
 """A task, and the names its metric may have in result.json; the first that is there counts."""
 
-_MATCHED = ("accuracy_matched", "matched_accuracy", "accuracy")
-_MISMATCHED = ("accuracy_mismatched", "mismatched_accuracy")
+# The matched split is the first of two, and so its metric needs no ending (gpt.training.evaluate).
+_MATCHED = ("accuracy", "accuracy_matched")
+_MISMATCHED = ("accuracy_mismatched",)
 
 
 @dataclasses.dataclass(frozen=True)
