@@ -121,6 +121,8 @@ def test_the_same_predictions_make_the_same_file(runs: Path, tmp_path: Path) -> 
     for name in ("one.zip", "two.zip"):
         write_submission(runs, tmp_path / name)
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:  # both may have been made in the same second
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 @pytest.mark.usefixtures("small_sheets")
