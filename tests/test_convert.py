@@ -1,6 +1,8 @@
 """`gpt convert` as a user runs it: round trips to the last bit, and nothing left at the target when it fails."""
 
 import dataclasses
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -229,6 +231,14 @@ def test_a_classifier_with_a_bias_goes_to_hugging_face_without_it_only(
     assert "has none: its scores would differ" in convert("run", "huggingface", tmp_path / "biased", tmp_path / "x").err
     assert convert("run", "huggingface", tmp_path / "biased", tmp_path / "x", "--without_head").code == 0
     assert set(load_file(tmp_path / "x" / "model.safetensors")) == {f"transformer.{n}" for n in WEIGHTS}
+
+
+@pytest.mark.parametrize(("task", "head"), [("cola", "score"), ("stsb", "similarity"), ("race", "multiple_choice")])
+def test_the_task_of_a_run_says_what_its_head_gives(finetuned: Run, tmp_path: Path, task: str, head: str) -> None:
+    shutil.copytree(finetuned.path, tmp_path / "run")
+    config = (tmp_path / "run" / "config.gin").read_text()
+    (tmp_path / "run" / "config.gin").write_text(re.sub(r"(TaskConfig.name +=) 'cola'", rf"\1 '{task}'", config))
+    assert load_model(tmp_path / "run").head == head
 
 
 def test_new_special_tokens_keep_every_old_row_and_are_drawn_from_the_seed(

@@ -251,7 +251,16 @@ def test_the_console_script_and_the_module_list_every_command() -> None:
 FLAGS = {
     "prepare": {"--input", "--tokenizer", "--output", "--validation", "--text_field", "--workers", "--json"},
     "tokenizer": {"train", "encode", "decode"},
-    "convert": {"--from", "--to", "--tokenizer", "--route", "--without_head", "--num_special_tokens", "--seed", "--json"},
+    "convert": {
+        "--from",
+        "--to",
+        "--tokenizer",
+        "--route",
+        "--without_head",
+        "--num_special_tokens",
+        "--seed",
+        "--json",
+    },
     "score": {"--model", "--tokenizer", "--route", "--json"},
     "plot": {"--output", "--json"},
     "tables": {"--runs", "--table", "--format", "--output", "--json"},

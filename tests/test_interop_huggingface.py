@@ -132,6 +132,12 @@ def test_a_classification_head_is_transposed_and_comes_back(tmp_path: Path) -> N
     assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
 
 
+def test_a_head_for_both_orders_of_a_pair_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    head = {"kernel": np.ones((8, 2), np.float32), "bias": np.zeros(2, np.float32)}
+    with pytest.raises(DataError, match=r"in both orders, which no model of Hugging Face does.*--without_head"):
+        write_huggingface(Model(CONFIG, {**our_params(WEIGHTS), "head": head}, head="similarity"), tmp_path)
+
+
 def test_a_classification_head_with_a_bias_is_refused_with_the_way_out(tmp_path: Path) -> None:
     head = {"kernel": np.ones((8, 2), np.float32), "bias": np.ones(2, np.float32)}
     with pytest.raises(DataError, match=r"bias that is not 0.*OpenAIGPTForSequenceClassification.*--without_head"):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,11 +17,10 @@ from gpt.objectives import (
 GENERATOR = np.random.default_rng(0)
 LOGITS = GENERATOR.normal(0, 3, size=(2, 3, 5, 7)).astype(np.float32)
 TOKENS = GENERATOR.integers(7, size=(2, 3, 5))
-WEIGHTS = np.array([5, 4, 2, 3, 5, 5])[:, None] > np.arange(5)
-WEIGHTS = WEIGHTS.reshape(2, 3, 5).astype(np.float32)
+WEIGHTS = np.float32(np.array([5, 4, 2, 3, 5, 5])[:, None] > np.arange(5)).reshape(2, 3, 5)
 
 
-def losses(logits=LOGITS, tokens=TOKENS, weights=WEIGHTS) -> np.ndarray:
+def losses(logits: Any = LOGITS, tokens: Any = TOKENS, weights: Any = WEIGHTS) -> np.ndarray:
     return np.array(sequence_losses(jnp.asarray(logits), jnp.asarray(tokens), jnp.asarray(weights)))
 
 

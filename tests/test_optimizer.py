@@ -51,7 +51,7 @@ def settings(**changes: Any) -> OptimizerConfig:
 def updates(config: OptimizerConfig) -> list[Flat]:
     """Parameters before the first and after each of the updates."""
     optimizer = make_optimizer(config, NUM_STEPS)
-    params = as_tree(draw(0))
+    params: Any = as_tree(draw(0))
     state = optimizer.init(params)
     history = [reference.flatten(params)]
     step = jax.jit(optimizer.update)

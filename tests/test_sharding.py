@@ -143,7 +143,7 @@ def test_minus_one_takes_the_devices_that_the_others_leave() -> None:
     ],
 )
 def test_an_axis_that_does_not_divide_is_named_by_its_setting(
-    changes: dict[str, int], batch_size: int, message: str
+    changes: dict[str, Any], batch_size: int, message: str
 ) -> None:
     config = ModelConfig(**{"num_heads": 2, "embed_dim": 16, "mlp_dim": 24, **changes})
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}.* smaller MeshConfig sizes"):
@@ -211,9 +211,8 @@ def test_three_updates_with_dropout_on_four_devices_equal_those_on_one(name: str
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), jax.device_get(state), expected_state
     )
 
-    kernel, moment = (
-        tree["transformer"]["blocks"]["mlp"]["up"]["kernel"] for tree in (state.params, state.optimizer_state[1].mu)
-    )
+    moments: Any = state.optimizer_state
+    kernel, moment = (tree["transformer"]["blocks"]["mlp"]["up"]["kernel"] for tree in (state.params, moments[1].mu))
     shape = (2, 16 // MESHES[name].fsdp, 24 // MESHES[name].tensor)
     assert kernel.addressable_shards[0].data.shape == moment.addressable_shards[0].data.shape == shape
     assert len(kernel.sharding.device_set) == 4

@@ -33,7 +33,7 @@ EXTRACT = 22
 # Its state after an update is the gradient itself.
 KEEP_GRADIENT = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda gradient, _state, _params=None: (jax.tree.map(jnp.zeros_like, gradient), gradient),
+    lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), updates),  # noqa: ARG005
 )
 
 

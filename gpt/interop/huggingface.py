@@ -92,6 +92,11 @@ def write_huggingface(model: Model, directory: Path) -> tuple[str, ...]:
             f"ModelConfig.embed_dim = {4 * config.embed_dim}; convert to openai or run instead"
         )
     flat = {path: np.asarray(array, np.float32) for path, array in flatten(model.params).items()}
+    if model.head == "similarity":
+        raise DataError(
+            "the classifier reads a pair of texts in both orders, which no model of Hugging Face does. "
+            "Give --without_head to write the language model alone"
+        )
     if model.head == "score" and flat[HEAD_BIAS].any():
         raise DataError(
             "the classifier has a bias that is not 0, and Hugging Face's OpenAIGPTForSequenceClassification has none: "

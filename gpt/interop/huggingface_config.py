@@ -121,12 +121,11 @@ def read_config(path: Path, *, has_choice_head: bool) -> Settings:
 def format_config(model: Model) -> str:
     """The `config.json` of a model, and of its head."""
     config = model.config
-    activation = {"gelu": "gelu", "relu": "relu", "silu": "silu"}[config.activation]
     tree: dict[str, Any] = {
         "architectures": [ARCHITECTURES[model.head]],
         "model_type": MODEL_TYPE,
         "vocab_size": config.num_embeddings,
-        "afn": activation,
+        "afn": config.activation,
         **{name: getattr(config, ours) for name, ours in CARRIED.items()},
         **_ONLY_FOR_CHOICE,
         "summary_first_dropout": model.classifier_dropout_rate,

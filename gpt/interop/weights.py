@@ -18,8 +18,8 @@ from gpt.errors import DataError
 from gpt.model.gpt import Params, param_shapes
 from gpt.text.tokenizer import Tokenizer
 
-Head = Literal["multiple_choice", "score"]
-"""What a classifier gives: one score for each candidate, or one for each class."""
+Head = Literal["multiple_choice", "score", "similarity"]
+"""What a classifier gives: a score for each candidate, for each class, or for a pair of texts in both orders."""
 
 Arrays = dict[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]

@@ -89,10 +89,12 @@ def measure_peak_flops(compute_dtype: str) -> float:
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()
     seconds = []
-    for _ in range(3):
+    for _ in range(5):
         start = time.perf_counter()
         product(matrix, matrix).block_until_ready()
         seconds.append(time.perf_counter() - start)
+    # The fastest, because other work on the machine only ever slows a product down.
+    best = min(seconds)
     # Fake CPU devices share the cores of one.
     devices = 1 if jax.default_backend() == "cpu" else jax.device_count()
-    return 2.0 * size**3 / float(np.median(seconds)) * devices
+    return 2.0 * size**3 / best * devices

@@ -17,6 +17,8 @@ from gpt.interop.openai import is_openai, read_openai, write_openai
 from gpt.interop.weights import Head, Model, flatten, not_finite
 from gpt.model.gpt import body_name
 from gpt.sharding import make_mesh
+from gpt.tasks.registry import find_task
+from gpt.tasks.transforms import SIMILARITY
 from gpt.text.pipeline import Route
 from gpt.text.tokenizer import Tokenizer
 from gpt.text.vocabulary import FILE_NAME, PAIRS
@@ -145,10 +147,18 @@ def _read_run(run_dir: Path, tokenizer: Tokenizer | None) -> Model:
         )
     head: Head | None = None
     if "head" in params:
-        result = read_result(run_dir) or {}
-        head = result.get("head") or ("multiple_choice" if len(params["head"]["bias"]) == 1 else "score")
+        head = (read_result(run_dir) or {}).get("head") or _head_of(config.task.name)
     notes = not_finite(flatten(params), str(checkpoint))
     return Model(config.model, params, tokenizer, head, config.task.classifier_dropout_rate, notes)
+
+
+def _head_of(task_name: str | None) -> Head:
+    """What the classifier of a run of `train.py` gives."""
+    assert task_name is not None
+    task = find_task(task_name)
+    if task.transform is SIMILARITY:
+        return "similarity"
+    return "score" if task.labels else "multiple_choice"
 
 
 def _write_run(model: Model, directory: Path, target: Path) -> tuple[str, ...]:
