@@ -44,8 +44,8 @@ def evaluate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def run(finetuned: Run, tmp_path: Path) -> Path:
-    """A run of the toy `cola` of one's own."""
-    return shutil.copytree(finetuned.path, tmp_path / "run")
+    """A run of the toy `cola` of one's own, not evaluated yet."""
+    return shutil.copytree(finetuned.path, tmp_path / "run", ignore=shutil.ignore_patterns("predictions"))
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
