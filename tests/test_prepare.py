@@ -439,7 +439,7 @@ class TestInOneProcess:
 # Interruption
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from argparse import ArgumentParser
 from gpt.cli import prepare as command
 from gpt.data import prepare as prepare_module
@@ -458,6 +458,7 @@ def stall_after_five(job, advance):
         time.sleep(60)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     prepare_module._finish = stall_after_five
     parser = ArgumentParser()
     command.add_arguments(parser)
