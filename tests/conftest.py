@@ -1,6 +1,9 @@
 """Four CPU devices for the sharding tests, and shapes and types checked at every call of `gpt`."""
 
 import os
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -17,7 +20,7 @@ os.environ["NPROC"] = "16"  # read once, when the devices are made
 jax.devices()
 del os.environ["NPROC"]
 
-from toy import Run, Toy, make_toy, train_to  # noqa: E402 - imports gpt, after the hook
+from toy import ROOT, Command, Run, Toy, make_toy, train_to  # noqa: E402 - imports gpt, after the hook
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +47,33 @@ def pretrained(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def finetuned(toy: Toy, pretrained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of fine-tuning on the toy `cola` that nothing disturbed."""
     return train_to(tmp_path_factory.mktemp("runs") / "finetuned", toy.finetune_flags(pretrained.path))
+
+
+@pytest.fixture
+def evaluate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Command]:
+    """Runs eval.py here."""
+    from gpt.cli.launch import run_guarded
+
+    main = runpy.run_path(str(ROOT / "eval.py"))["main"]
+    monkeypatch.chdir(ROOT)
+
+    def evaluate(*flags: str) -> Command:
+        code = run_guarded(lambda: main(flags))
+        captured = capsys.readouterr()
+        return Command(code, captured.out, captured.err)
+
+    return evaluate
+
+
+@pytest.fixture
+def gpt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Command]:
+    """Runs the `gpt` command here."""
+    from gpt.cli.main import main
+
+    def gpt(*arguments: str | Path) -> Command:
+        monkeypatch.setattr(sys, "argv", ["gpt", *map(str, arguments)])
+        code = main()
+        captured = capsys.readouterr()
+        return Command(code, captured.out, captured.err)
+
+    return gpt

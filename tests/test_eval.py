@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import runpy
 import shutil
 import struct
 import sys
@@ -17,10 +16,10 @@ import numpy as np
 import pytest
 import reference
 from sklearn.metrics import matthews_corrcoef
-from toy import ROOT, Command, Run, Toy, run_python
+from toy import Command, Run, Toy, run_python
 
 from gpt import gin_io
-from gpt.cli.launch import COMMANDS, run_guarded
+from gpt.cli.launch import COMMANDS
 from gpt.config import SECTIONS, MeshConfig
 from gpt.data.batches import TaskBatch
 from gpt.data.store import TokenStore
@@ -64,20 +63,6 @@ def expected_task_scores(params: reference.Params, toy: Toy) -> dict[str, float]
         predictions.append(scores.argmax())
     matthews = float(matthews_corrcoef([row["label"] for row in rows], predictions))
     return {"lm_loss": float(np.mean(lm_losses)), "task_loss": float(np.mean(task_losses)), "matthews": matthews}
-
-
-@pytest.fixture
-def evaluate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Command]:
-    """Runs eval.py here."""
-    main = runpy.run_path(str(ROOT / "eval.py"))["main"]
-    monkeypatch.chdir(ROOT)
-
-    def evaluate(*flags: str) -> Command:
-        code = run_guarded(lambda: main(flags))
-        captured = capsys.readouterr()
-        return Command(code, captured.out, captured.err)
-
-    return evaluate
 
 
 def test_the_perplexity_of_a_run_is_that_of_the_reference_over_every_held_out_token(toy: Toy, pretrained: Run) -> None:
@@ -177,20 +162,6 @@ def test_examples_with_different_numbers_of_candidates_are_scored_together(toy: 
 
 
 # gpt plot
-
-
-@pytest.fixture
-def gpt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Command]:
-    """Runs the `gpt` command here."""
-    from gpt.cli.main import main
-
-    def gpt(*arguments: str | Path) -> Command:
-        monkeypatch.setattr(sys, "argv", ["gpt", *map(str, arguments)])
-        code = main()
-        captured = capsys.readouterr()
-        return Command(code, captured.out, captured.err)
-
-    return gpt
 
 
 def test_the_loss_curves_of_runs_become_a_png(

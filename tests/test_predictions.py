@@ -1,7 +1,6 @@
 """The predictions that eval.py keeps, test splits without labels, and scores that are no numbers."""
 
 import json
-import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 from toy import ROOT, Command, Run, Toy, write_rows
 
 from gpt import gin_io
-from gpt.cli.launch import run_guarded
 from gpt.config import MeshConfig, RunConfig
 from gpt.data.batches import TaskBatch
 from gpt.errors import DataError
@@ -26,20 +24,6 @@ from gpt.training.evaluate import evaluate as evaluate_with
 from gpt.training.evaluate import judge
 from gpt.training.problem import Problem, load_problem
 from gpt.training.steps import Evaluation, make_eval_step
-
-
-@pytest.fixture
-def evaluate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Command]:
-    """Runs eval.py here."""
-    main = runpy.run_path(str(ROOT / "eval.py"))["main"]
-    monkeypatch.chdir(ROOT)
-
-    def evaluate(*flags: str) -> Command:
-        code = run_guarded(lambda: main(flags))
-        captured = capsys.readouterr()
-        return Command(code, captured.out, captured.err)
-
-    return evaluate
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -227,20 +226,6 @@ def test_what_is_no_zip_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 # The command
-
-
-@pytest.fixture
-def gpt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Command]:
-    """Runs the `gpt` command here."""
-    from gpt.cli.main import main
-
-    def gpt(*arguments: str | Path) -> Command:
-        monkeypatch.setattr(sys, "argv", ["gpt", *map(str, arguments)])
-        code = main()
-        captured = capsys.readouterr()
-        return Command(code, captured.out, captured.err)
-
-    return gpt
 
 
 @pytest.mark.usefixtures("small_sheets")

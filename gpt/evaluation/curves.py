@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gpt.errors import DataError
 from gpt.training.run_dir import read_metrics
@@ -28,6 +29,11 @@ def draw_loss_curves(run_dirs: Sequence[Path], output: Path) -> None:
                 axes.plot(steps, losses, style, color=f"C{index}", markersize=3, label=f"{run_dir.name}, {kind}")
     axes.legend()
     axes.grid(alpha=0.3)
+    save_figure(figure, output)
+
+
+def save_figure(figure: Any, output: Path) -> None:
+    """Writes a picture, and the directory for it; DataError when it cannot be written."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=150)

@@ -192,11 +192,9 @@ class Transformer(nnx.Module):
             raise ValueError(f"{length} tokens do not fit into ModelConfig.context_length = {limit}")
         embed_key, block_keys = _pass_keys(self.config, key)
         token_table, position_table = self._tables(embed_key)
-        if positions is not None or mask is not None:
-            counted = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0) if positions is None else positions
-            x = position_table[counted]
-        else:
-            x = position_table[:length]
+        if positions is None and mask is not None:
+            positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+        x = position_table[:length] if positions is None else position_table[positions]
         x = (token_table[inputs] if jnp.issubdtype(inputs.dtype, jnp.integer) else inputs) + x
         if segments is not None:
             x = x + token_table[segments]

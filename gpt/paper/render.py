@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import DataError
+from gpt.evaluation.curves import save_figure
 from gpt.paper.tables import COLUMNS, Table
 
 NOTE = (
@@ -169,8 +169,4 @@ def draw_png(grids: Sequence[Grid], output: Path) -> None:
             if line > 0 and grid.rows[line - 1].is_ours:
                 cell.set_facecolor("#eef4fb")
     panels[-1].text(0.02, 0.5, NOTE, fontsize=7, va="center", wrap=True)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, dpi=150)
-    except OSError as error:
-        raise DataError(f"--output {str(output)!r} cannot be written: {error}") from error
+    save_figure(figure, output)

@@ -8,6 +8,7 @@ import jax
 
 from gpt.config import MeshConfig
 from gpt.errors import DataError
+from gpt.evaluation.curves import save_figure
 from gpt.evaluation.zero_shot import zero_shot_score
 from gpt.evaluation.zero_shot_questions import Questions, read_questions
 from gpt.interop.weights import Model
@@ -96,8 +97,4 @@ def draw_zero_shot(rows: Sequence[dict[str, Any]], output: Path) -> None:
             axes.axhline(constants["state_of_the_art"][task], color="gray", linestyle="--", label="best earlier model")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, dpi=150)
-    except OSError as error:
-        raise DataError(f"--output {str(output)!r} cannot be written: {error}") from error
+    save_figure(figure, output)

@@ -18,6 +18,7 @@ from gpt.config import ModelConfig, TaskConfig
 from gpt.data.batches import TaskBatch, TextBatch
 from gpt.model.gpt import GPT, Params, bind
 from gpt.model.heads import Head
+from gpt.model.transformer import MASKED_SCORE
 from gpt.objectives import (
     classification_losses,
     regression_losses,
@@ -29,7 +30,6 @@ from gpt.tasks.targets import Targets
 from gpt.training.state import TrainState
 
 Scalars = dict[str, Float[Array, ""]]
-MASKED_SCORE = -1e9
 _TASK_LOSSES: dict[Targets, Callable[[Array, Array], Array]] = {
     "class": classification_losses,
     "soft_labels": soft_label_losses,
