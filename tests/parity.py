@@ -108,8 +108,8 @@ def state_dict(params: Any, head: str = "") -> dict[str, np.ndarray]:
 
 def build_huggingface(case: Case, kind: str, params: Any, head: str, **settings: Any) -> Any:
     """Their model of class `kind` with our parameters, dropout off."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     config = case.config
     model = getattr(transformers, kind)(
@@ -136,7 +136,7 @@ def _gradients(model: Any, loss: Any) -> dict[str, np.ndarray]:
 
 def huggingface_outputs(case: Case) -> dict[str, np.ndarray]:
     """What `transformers` computes in float32."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     tokens, mask = case.tokens_and_mask()
     labels = {name: torch.tensor(array) for name, array in _labels(case, tokens, mask).items()}

@@ -76,7 +76,7 @@ def test_every_output_loss_and_gradient_equals_a_live_run(live: None, side: str,
 
 def test_the_published_size_gives_the_logits_of_a_live_run(live: None) -> None:
     del live
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     config = ModelConfig(num_layers=2)
     case = parity.Case(config, num_outputs=1, seed=5)
@@ -93,7 +93,7 @@ def test_the_published_size_gives_the_logits_of_a_live_run(live: None) -> None:
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_five_updates_of_adamw_equal_those_of_torch(live: None, clip: float | None) -> None:
     del live
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     case = parity.CASE._replace(
         config=dataclasses.replace(
