@@ -6,13 +6,12 @@ misspelt scope, an unused macro and a setting given twice without a word, and ca
 """
 
 import dataclasses
-import difflib
 import itertools
 import os
 import re
 import sys
 import tokenize
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -20,6 +19,7 @@ from gin import config_parser
 
 from gpt.config import REQUIRED, SECTIONS, RunConfig
 from gpt.errors import ConfigError
+from gpt.files import did_you_mean
 
 _FIELDS = {
     f"{section.__name__}.{field.name}": field
@@ -128,7 +128,7 @@ def _read_text(path: Path, included_in: str) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         siblings = [sibling.name for sibling in path.parent.glob("*.gin")]
-        raise ConfigError(f"{source}: no such file{_did_you_mean(path.name, siblings)}") from None
+        raise ConfigError(f"{source}: no such file{did_you_mean(path.name, siblings)}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: expected a gin file in UTF-8; byte {error.start} is not UTF-8") from None
     except OSError as error:
@@ -188,10 +188,10 @@ def _binding(statement: config_parser.BindingStatement, where: str) -> _Binding:
 def _explain_unknown(section: str, name: str) -> str:
     sections = [section.__name__ for section in SECTIONS]
     if section not in sections:
-        hint = _did_you_mean(section, sections) or f"; the sections are {', '.join(sections)}"
+        hint = did_you_mean(section, sections) or f"; the sections are {', '.join(sections)}"
         return f"unknown section `{section}`{hint}"
     own = [key.rpartition(".")[2] for key in _FIELDS if key.startswith(f"{section}.")]
-    hint = _did_you_mean_field(name) or _did_you_mean(name, own) or f"; its fields are {', '.join(own)}"
+    hint = _did_you_mean_field(name) or did_you_mean(name, own) or f"; its fields are {', '.join(own)}"
     return f"{section} has no field `{name}`{hint}"
 
 
@@ -223,7 +223,7 @@ def _resolve_macros(bindings: list[_Binding]) -> list[_Binding]:
         if value.name in trail:
             raise ConfigError(f"{where}: macro `{value}` stands for itself")
         if value.name not in definitions:
-            raise ConfigError(f"{where}: undefined macro `{value}`{_did_you_mean(value.name, definitions)}")
+            raise ConfigError(f"{where}: undefined macro `{value}`{did_you_mean(value.name, definitions)}")
         used.add(value.name)
         _, meant, place = definitions[value.name]
         return resolve(binding._replace(value=meant, where=f"{where} ({value} of {place})"), (*trail, value.name))
@@ -231,7 +231,7 @@ def _resolve_macros(bindings: list[_Binding]) -> list[_Binding]:
     resolved = [resolve(binding) for binding in bindings]
     for name, binding in definitions.items():
         if name not in used:
-            hint = _did_you_mean_field(name) or _did_you_mean(name, used)
+            hint = _did_you_mean_field(name) or did_you_mean(name, used)
             raise ConfigError(f"{binding.where}: macro `{name}` is defined and never used{hint}")
     return resolved
 
@@ -257,7 +257,7 @@ def _typed(binding: _Binding) -> _Binding:
     # `type`, not `isinstance`: True is no number of layers.
     if value is REQUIRED or type(value) in options or (isinstance(value, str) and value in options):
         return binding
-    hint = _did_you_mean(str(value), [option for option in options if isinstance(option, str)])
+    hint = did_you_mean(str(value), [option for option in options if isinstance(option, str)])
     raise ConfigError(f"{binding.where}: {binding.key} = {value!r}: expected {_type_text(annotation)}{hint}")
 
 
@@ -286,11 +286,6 @@ def _build(config_class: Any, settings: dict[str, _Binding]) -> Any:
 def _values(config: RunConfig) -> dict[str, Any]:
     sections = {type(part).__name__: part for part in (config, *vars(config).values())}
     return {key: getattr(sections[key.partition(".")[0]], field.name) for key, field in _FIELDS.items()}
-
-
-def _did_you_mean(name: str, choices: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, choices, n=1)
-    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def _did_you_mean_field(name: str) -> str:

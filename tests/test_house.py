@@ -12,7 +12,7 @@ SOURCES = sorted([*(ROOT / "gpt").rglob("*.py"), ROOT / "train.py", ROOT / "eval
 
 # Bottom to top: a module imports from its own floor and from those below.
 FLOORS = (
-    ("gpt", "gpt.errors"),
+    ("gpt", "gpt.errors", "gpt.files"),
     ("gpt.config",),
     ("gpt.gin_io",),
     ("gpt.text", "gpt.objectives", "gpt.metrics"),
@@ -69,7 +69,7 @@ def test_the_walls_stand(path: Path) -> None:
         assert not any(name.split(".")[0] == "gin" for name in imported), "only gin_io.py imports gin"
     if not module.startswith("gpt.model"):
         assert not any(name.startswith("flax") for name in imported), "only model/ imports flax"
-    if module not in ("gpt.sharding", "gpt.config"):
+    if module != "gpt.sharding" and not module.startswith("gpt.config"):
         strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         assert not strings & {"fsdp", "tensor"}, "only sharding.py spells mesh-axis names"
 

@@ -83,7 +83,7 @@ def test_the_classifier_has_a_score_a_label_or_one_a_candidate() -> None:
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_name_and_all_names() -> None:
-    with pytest.raises(ConfigError, match=r"TaskConfig\.name = 'sst-2' is no task; did you mean 'sst2'\?") as caught:
+    with pytest.raises(ConfigError, match=r"TaskConfig\.name = 'sst-2' is no task; did you mean `sst2`\?") as caught:
         find_task("sst-2")
     assert all(name in str(caught.value) for name in TASKS)
 

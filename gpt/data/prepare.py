@@ -28,6 +28,7 @@ import numpy as np
 from gpt.data.sources import TRAIN, VALIDATION, fingerprint, split_documents, text_bytes
 from gpt.data.store import INDEX_NAME, SplitIndex, StoreIndex, TokenStore, token_dtype
 from gpt.errors import ConfigError, DataError
+from gpt.files import replacing, sync
 from gpt.text.pieces import Piece
 from gpt.text.tokenizer import Tokenizer
 
@@ -230,15 +231,8 @@ def _encode_part(tokenizer_json: str, part: _Part, path: Path) -> None:
         if not (part.continued and position == len(part.pieces) - 1):
             ids.append(tokenizer.newline_id)
         arrays.append(np.array(ids, dtype=token_dtype(tokenizer.vocab_size)))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(np.concatenate(arrays).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, "wb") as file:
+        file.write(np.concatenate(arrays).tobytes())
 
 
 def _assemble(
@@ -255,16 +249,14 @@ def _assemble(
                 content = path.read_bytes()
                 digest.update(content)
                 size += file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         documents = sum(count for part_split, count, _ in parts if part_split == split)
         tokens = size // token_dtype(tokenizer.vocab_size).itemsize
         splits[split] = SplitIndex(f"{split}.bin", tokens, documents, digest.hexdigest())
     index = StoreIndex(tokenizer.sha256, tokenizer.vocab_size, tokenizer.newline_id, recipe, splits)
     with (staging / INDEX_NAME).open("w", encoding="utf-8") as file:
         file.write(index.to_json())
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
     staging.rename(output)
     shutil.rmtree(partial)
     return index

@@ -1,7 +1,6 @@
 """Documents from what `--input` names: text files, .jsonl, .parquet, and data sets of the hub."""
 
 import codecs
-import difflib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from gpt.data.rows import decode, read_rows
 from gpt.errors import DataError
+from gpt.files import did_you_mean
 
 TRAIN, VALIDATION = "train", "validation"
 
@@ -77,9 +77,7 @@ def _check_source(item: str) -> None:
         size = path.stat().st_size
     except FileNotFoundError:
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, siblings, n=1)
-        hint = f"; did you mean {path.with_name(close[0])}?" if close else ""
-        raise DataError(f"{item}: no such file{hint}") from None
+        raise DataError(f"{item}: no such file{did_you_mean(path.name, siblings)}") from None
     except OSError as error:
         raise DataError(f"{item}: cannot be read: {error.strerror}") from None
     if path.is_dir():

@@ -11,11 +11,12 @@ import jax
 from gpt import gin_io
 from gpt.config import TokenizerConfig
 from gpt.errors import DataError
+from gpt.files import write_atomically
 from gpt.sharding import make_mesh
 from gpt.training.checkpoint import find_checkpoint, load_params
 from gpt.training.evaluate import join_scores, judge
 from gpt.training.problem import load_problem
-from gpt.training.run_dir import load_config, load_tokenizer, write_atomically
+from gpt.training.run_dir import load_config, load_tokenizer
 from gpt.training.steps import make_eval_step
 
 

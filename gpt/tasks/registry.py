@@ -1,9 +1,9 @@
 """The tasks by name. To add one, add a line to TASKS and a gin file to configs/task/."""
 
 import dataclasses
-import difflib
 
 from gpt.errors import ConfigError
+from gpt.files import did_you_mean
 from gpt.tasks import sources, targets
 from gpt.tasks.sources import MATCHED_SPLITS, SPLITS, Source
 from gpt.tasks.targets import Targets
@@ -72,6 +72,5 @@ def find_task(name: str) -> Task:
     """The task called `name`; ConfigError with the nearest names when there is none."""
     if name in TASKS:
         return TASKS[name]
-    near = difflib.get_close_matches(name, TASKS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    hint = did_you_mean(name, TASKS) or "."
     raise ConfigError(f"TaskConfig.name = {name!r} is no task{hint} There are: {', '.join(sorted(TASKS))}")

@@ -9,15 +9,14 @@
 Everything read is checked here, so that a `Vocabulary` that exists can be used.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt.errors import DataError
+from gpt.files import write_atomically
 
 UNKNOWN = "<unk>"
 WORD_END = "</w>"
@@ -170,16 +169,8 @@ def write_new(directory: Path, contents: Mapping[str, str]) -> None:
             raise DataError(f"{directory / name} exists already: choose another directory, or remove it first")
     for name, content in contents.items():
         path = directory / name
-        temporary = path.with_name(f".{name}.{os.getpid()}")
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            write_atomically(path, content)
         except OSError as error:
             raise DataError(f"{path}: cannot be written: {error.strerror}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()

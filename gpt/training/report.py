@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gpt.training.run_dir import read_metrics, write_atomically
+from gpt.files import write_atomically
+from gpt.training.run_dir import read_metrics
 
 
 class Report:

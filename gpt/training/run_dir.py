@@ -8,13 +8,13 @@ result.json         the summary, once the run is finished
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from gpt import gin_io
 from gpt.config import RunConfig
 from gpt.errors import ConfigError, DataError
+from gpt.files import write_atomically
 from gpt.text.tokenizer import Tokenizer
 
 
@@ -80,17 +80,3 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces the file at `path` by one holding `text`, or leaves it as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

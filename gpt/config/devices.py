@@ -1,0 +1,33 @@
+"""The settings of devices and of what is kept on disk."""
+
+import dataclasses
+
+from gpt.config.setting import require, require_positive, setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices each mesh axis takes; -1 on one axis takes what the others leave."""
+
+    data: int = setting(-1, "devices that split the batch and copy the parameters")
+    fsdp: int = setting(1, "devices that split the batch and the parameters")
+    tensor: int = setting(1, "devices that split heads, feed-forward width and vocabulary")
+
+    def __post_init__(self) -> None:
+        sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        require(
+            all(size == -1 or size > 0 for size in sizes.values()) and list(sizes.values()).count(-1) <= 1,
+            f"MeshConfig {sizes}: sizes are greater than 0, and at most one is -1",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, and how much to keep."""
+
+    save_every_steps: int = setting(1000, "updates between checkpoints; the last update is always saved")
+    keep: int = setting(2, "newest checkpoints to keep, at least 2, so that a damaged one is never the only one")
+
+    def __post_init__(self) -> None:
+        require_positive(self, "save_every_steps")
+        require(self.keep >= 2, f"CheckpointConfig.keep = {self.keep}: must be at least 2")

@@ -1,0 +1,81 @@
+"""The root of all settings."""
+
+import dataclasses
+
+from gpt.config.data import DataConfig, TaskConfig, TokenizerConfig
+from gpt.config.devices import CheckpointConfig, MeshConfig
+from gpt.config.model import ModelConfig
+from gpt.config.optimizer import OptimizerConfig
+from gpt.config.setting import REQUIRED, require, require_positive, setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: pretraining, or fine-tuning when TaskConfig.name is set."""
+
+    output_dir: str = setting(REQUIRED, "run directory: config, checkpoints, metrics; repeat the command to resume")
+    init_from: str | None = setting(None, "run directory whose latest weights to start from; None: random weights")
+    seed: int = setting(42, "governs initial weights, data order and dropout")
+    num_epochs: int = setting(100, "passes over the training split; the schedule ends with the last")
+    max_steps: int | None = setting(
+        None, "fewer updates than the epochs take; the schedule ends there; 0: weights of `gpt convert`, no update"
+    )
+    batch_size: int = setting(64, "sequences (pretraining) or examples (fine-tuning) an update, over all devices")
+    accumulation_steps: int = setting(1, "parts in which a batch is computed, to save memory; same gradient")
+    log_every_steps: int = setting(100, "updates between log lines")
+    evaluate_every_steps: int = setting(1000, "updates between evaluations on the validation split")
+    evaluation_batches: int | None = setting(None, "validation batches looked at during training; None: all")
+
+    tokenizer: TokenizerConfig
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        require_positive(
+            self, "num_epochs", "batch_size", "accumulation_steps", "log_every_steps",
+            "evaluate_every_steps", "evaluation_batches",
+        )  # fmt: skip
+        require(
+            self.max_steps is None or self.max_steps >= 0,
+            f"RunConfig.max_steps = {self.max_steps}: must be 0 or more",
+        )
+        require(0 <= self.seed < 2**32, f"RunConfig.seed = {self.seed}: must be from 0 to 2**32 - 1")
+        require(
+            self.batch_size % self.accumulation_steps == 0,
+            f"RunConfig.batch_size = {self.batch_size} does not divide into "
+            f"RunConfig.accumulation_steps = {self.accumulation_steps} equal parts",
+        )
+        if self.task.name is None:
+            require(
+                self.data.token_store is not None or self.max_steps == 0,
+                "DataConfig.token_store is not set: pretraining reads the directory that `gpt prepare` wrote "
+                "(to fine-tune, set TaskConfig.name)",
+            )
+        else:
+            require(
+                self.model.num_special_tokens == 3,
+                f"ModelConfig.num_special_tokens = {self.model.num_special_tokens}: fine-tuning on "
+                f"{self.task.name!r} needs 3 (start, delimiter, extract), as configs/run/finetune.gin sets",
+            )
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether the run learns from a token store alone, without a labelled task."""
+        return self.task.name is None
+
+
+SECTIONS: tuple[type, ...] = (
+    RunConfig,
+    TokenizerConfig,
+    ModelConfig,
+    DataConfig,
+    TaskConfig,
+    OptimizerConfig,
+    MeshConfig,
+    CheckpointConfig,
+)
+"""All config classes, root first."""

@@ -1,0 +1,44 @@
+"""Files that are whole or absent, and hints for names that are nearly right."""
+
+import contextlib
+import difflib
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A new file under a temporary name, which takes the place of `path` once it is whole and on disk.
+
+    When anything goes wrong, `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
+    try:
+        with temporary.open(mode, encoding=encoding, newline=newline) as file:
+            yield file
+            sync(file)
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces the file at `path` by one holding `text`, or leaves it as it was."""
+    with replacing(path) as file:
+        file.write(text)
+
+
+def sync(file: IO[Any]) -> None:
+    """Puts what was written so far on the disk itself."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def did_you_mean(name: str, choices: Collection[str]) -> str:
+    """`; did you mean ...?` for the choice most like `name`, or nothing when none is."""
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
