@@ -1,4 +1,4 @@
-"""How fast a run is: tokens a second, and MFU against what this very machine reaches."""
+"""How fast a run is: tokens a second, and MFU against the chip's peak or, where that is not known, a measured one."""
 
 import contextlib
 import time
@@ -11,6 +11,7 @@ import numpy as np
 
 from gpt.config import ModelConfig
 from gpt.data.batches import TaskBatch, TextBatch
+from gpt.hardware import find_chip
 
 
 class Meter:
@@ -18,7 +19,7 @@ class Meter:
 
     def __init__(self, config: ModelConfig):
         self._config = config
-        self._peak = measure_peak_flops(config.compute_dtype)
+        self._peak = peak_flops(config.compute_dtype)
         self._metrics: list[Any] = []
         self._is_compiled = False
         self._restart_clock()
@@ -77,6 +78,13 @@ def training_flops_per_token(config: ModelConfig, length: int) -> float:
     softmax_weights = config.num_embeddings * config.embed_dim
     attention = 12 * config.num_layers * config.embed_dim * length
     return 6.0 * (block_weights + softmax_weights) + attention
+
+
+def peak_flops(compute_dtype: str) -> float:
+    """Operations a second that all devices together could do: by their maker if the chip is known, else as measured."""
+    chip = find_chip(jax.devices()[0].device_kind)
+    of_device = chip.device_flops(compute_dtype) if chip else None
+    return measure_peak_flops(compute_dtype) if of_device is None else of_device * jax.device_count()
 
 
 def measure_peak_flops(compute_dtype: str) -> float:
