@@ -193,11 +193,43 @@ def test_a_batch_is_padded_to_the_next_bucket_of_its_longest_sequence() -> None:
         assert batch.tokens.shape[-1] == next(size for size in (16, 32, 64) if size >= longest)
 
 
-def test_examples_of_similar_length_share_a_batch() -> None:
-    source = examples(400)
+def test_examples_of_a_bucket_share_a_batch_but_for_the_few_that_fill_none() -> None:
+    source = examples(403)
+    buckets = np.searchsorted((16, 32, 64), source.lengths())
     dataset: Any = finetuning_batches(source, 64, BATCH, 1, 0)
-    spreads = [np.ptp(source.lengths()[dataset[step].labels]) for step in range(len(dataset))]
-    assert np.median(spreads) <= 3  # of lengths from 3 to 60
+    mixed = [buckets[dataset[step].labels] for step in range(len(dataset)) if np.ptp(buckets[dataset[step].labels])]
+    assert [rows.max() for rows in mixed] in ([], [1], [2], [1, 2], [2, 1])
+    for rows in mixed:
+        assert np.sum(rows < rows.max()) < BATCH
+
+
+@pytest.mark.parametrize("count", [11, 43, 400])
+def test_a_batch_has_the_same_shape_for_every_seed_and_other_examples(count: int) -> None:
+    one, other = (finetuning(seed, count) for seed in (0, 1))
+    shapes = [one[step].tokens.shape for step in range(len(one))]
+    assert shapes == [other[step].tokens.shape for step in range(len(other))]
+    assert len(set(shapes)) > 1
+    for epoch in np.split(np.arange(len(one)), EPOCHS):
+        assert labels_of(one[int(step)] for step in epoch) != labels_of(other[int(step)] for step in epoch)
+
+
+def test_every_batch_has_room_for_as_many_candidates_as_any_example_has() -> None:
+    source = TaskExamples([[[1]] * (3 if n == 5 else 2) for n in range(8)], np.arange(8, dtype=np.int32))
+    dataset: Any = finetuning_batches(source, 16, BATCH, 1, 0)
+    assert [dataset[step].tokens.shape for step in range(2)] == [(BATCH, 3, 16)] * 2
+
+
+def test_each_epoch_has_an_order_of_buckets_of_its_own() -> None:
+    dataset: Any = finetuning_batches(examples(400), 64, BATCH, EPOCHS, 0)
+    lengths = [dataset[step].tokens.shape[-1] for step in range(300)]
+    assert len({tuple(lengths[epoch * 100 : epoch * 100 + 100]) for epoch in range(EPOCHS)}) == EPOCHS
+
+
+def test_the_longest_examples_are_left_out_no_more_often_than_others() -> None:
+    source = TaskExamples([[[1] * 5]] * 40 + [[[1] * 60]] * 3, np.arange(43, dtype=np.int32))
+    dataset: Any = finetuning_batches(source, 64, BATCH, 100, 0)
+    seen = Counter(labels_of(dataset[step] for step in range(len(dataset))))
+    assert min(seen[label] for label in (40, 41, 42)) > 80  # 93 of 100 on average
 
 
 def test_long_and_short_batches_are_mixed_within_an_epoch() -> None:
@@ -220,10 +252,10 @@ def test_weights_mark_the_real_tokens_and_extract_the_last_of_them() -> None:
     assert batch.example_weights.tolist() == [1] * BATCH
 
 
-def test_an_example_with_fewer_candidates_has_empty_ones_in_their_place() -> None:
+def test_an_example_with_fewer_candidates_than_any_other_has_empty_ones_in_their_place() -> None:
     source = TaskExamples([[[1, 2], [1, 3]], [[1, 2], [1, 3], [1, 4]]], np.array([0, 2], np.int32))
-    ((batch,), _) = held_out_task_batches(source, 16, 2, None)
-    assert batch.weights.sum(-1).tolist() == [[2, 2, 0], [2, 2, 2]]
+    batches, _ = held_out_task_batches(source, 16, 1, None)
+    assert [batch.weights.sum(-1).tolist() for batch in batches] == [[[2, 2, 0]], [[2, 2, 2]]]
 
 
 def test_fewer_examples_than_one_batch_are_refused_with_the_setting() -> None:

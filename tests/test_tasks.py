@@ -33,11 +33,12 @@ def tokenizer() -> Tokenizer:
 def load(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., Problem]:
     """Writes both splits and returns the problem of fine-tuning on them."""
 
-    def load(name: str, train: list[dict[str, Any]], **task: Any) -> Problem:
+    def load(name: str, train: list[dict[str, Any]], seed: int = 42, **task: Any) -> Problem:
         for split in ("train", "validation"):
             write_rows(tmp_path / f"{split}.jsonl", train)
         config = RunConfig(
             output_dir="unused",
+            seed=seed,
             batch_size=1,
             num_epochs=1,
             tokenizer=TokenizerConfig(path="unused"),
@@ -199,10 +200,21 @@ def test_a_text_without_any_token_is_refused(load: Callable[..., Problem]) -> No
         load("cola", [{"text": "\u200b", "label": 0}])
 
 
-def test_max_train_examples_draws_by_the_seed_and_leaves_validation_whole(load: Callable[..., Problem]) -> None:
+def test_max_train_examples_leaves_validation_whole(load: Callable[..., Problem]) -> None:
     rows = [{"text": "a", "label": 0}] * 6
     problem = load("cola", rows, max_train_examples=4)
     assert (problem.facts["train_examples_used"], problem.num_steps, len(problem.held_out.order)) == (4, 4, 6)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_max_train_examples_are_the_same_for_every_seed(load: Callable[..., Problem], seed: int) -> None:
+    rows = [{"text": "a " * count, "label": 0} for count in range(1, 9)]
+    drawn = []
+    for used in (42, seed):
+        batches: Any = load("cola", rows, max_train_examples=4, seed=used).train_batches
+        drawn.append(sorted(int(batches[step].weights.sum()) for step in range(4)))
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 4
 
 
 # Labels

@@ -43,7 +43,9 @@ class TaskConfig:
     truncate: bool = setting(
         False, "cut examples longer than the context (longest segment first, its end) instead of refusing them"
     )
-    max_train_examples: int | None = setting(None, "train on this many examples, drawn with the seed; None: all")
+    max_train_examples: int | None = setting(
+        None, "train on this many examples, drawn once, the same for every RunConfig.seed; None: all"
+    )
 
     def __post_init__(self) -> None:
         require(self.lm_coef >= 0, f"TaskConfig.lm_coef = {self.lm_coef}: must be 0 or more")

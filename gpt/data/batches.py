@@ -40,6 +40,10 @@ class TaskExamples(NamedTuple):
         """Longest sequence of each example, in tokens."""
         return np.array([max(map(len, sequences)) for sequences in self.sequences])
 
+    def num_sequences(self) -> int:
+        """Most sequences of any example: what C of its batches is."""
+        return max(map(len, self.sequences))
+
 
 class _Windows:
     """Windows of `context_length + 1` tokens; each starts on the last token of the one before."""
@@ -109,8 +113,10 @@ def finetuning_batches(
 ) -> grain.MapDataset:
     """Batches of all epochs, reshuffled in each.
 
-    Examples of similar length share a batch, which is padded to the next bucket. The last
-    partial batch of an epoch is left out, as in OpenAI's code.
+    The shape of each batch depends on the step alone: of every seed, batch k is padded to the same
+    bucket, so that runs that differ in the seed are one program (`training/population.py`). Which
+    examples fill it depends on the seed. Examples of a bucket share a batch; those that fill none
+    join the next larger bucket. N mod B examples are left out of an epoch, as in OpenAI's code.
 
     Raises:
       DataError: fewer examples than one batch takes.
@@ -121,11 +127,13 @@ def finetuning_batches(
         raise DataError(
             f"the training split has {len(lengths)} examples, fewer than RunConfig.batch_size = {batch_size}: lower it"
         )
-    epoch_order = functools.lru_cache(maxsize=2)(functools.partial(_epoch_order, lengths, batch_size, seed))
+    bucket_of = np.searchsorted(length_buckets(context_length), lengths)
+    epoch_order = functools.lru_cache(maxsize=2)(functools.partial(_epoch_order, bucket_of, batch_size, seed))
+    num_sequences = examples.num_sequences()
 
     def batch_of(step: int) -> TaskBatch:
         epoch, place = divmod(step, steps)
-        return _collate(examples, epoch_order(epoch)[place], batch_size, context_length)
+        return _collate(examples, epoch_order(epoch)[place], batch_size, num_sequences, context_length)
 
     return grain.MapDataset.range(steps * num_epochs).map(batch_of)
 
@@ -142,26 +150,32 @@ def held_out_task_batches(
         # A slice by length would be a biased sample: take the first examples of the split instead.
         order = order[order < max_batches * batch_size]
     groups = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    return [_collate(examples, rows, batch_size, context_length) for rows in groups], order
+    num_sequences = examples.num_sequences()
+    return [_collate(examples, rows, batch_size, num_sequences, context_length) for rows in groups], order
 
 
-def _epoch_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Example numbers of each batch, [steps, B]: shuffled, then sorted by length within pools of 50 batches."""
-    generator = np.random.default_rng((seed, epoch))
-    steps = len(lengths) // batch_size
-    order = generator.permutation(len(lengths))[: steps * batch_size]
-    pool = 50 * batch_size
-    pools = [order[first : first + pool] for first in range(0, len(order), pool)]
-    by_length = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
-    return generator.permutation(by_length.reshape(steps, batch_size), axis=0)
+def _epoch_order(bucket_of: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Example numbers of each batch, [steps, B]."""
+    # `plan` decides what seeds have in common: how many examples of each bucket are left out, and the
+    # order of the buckets over the epoch. `draw` decides which examples these are.
+    plan, draw = np.random.default_rng(epoch), np.random.default_rng((seed, epoch))
+    members = [np.flatnonzero(bucket_of == bucket) for bucket in np.unique(bucket_of)]
+    num_left_out = plan.multivariate_hypergeometric([len(rows) for rows in members], len(bucket_of) % batch_size)
+    batches, waiting = [], np.zeros(0, np.int64)
+    for rows, left_out in zip(members, num_left_out, strict=True):
+        # Those that wait come first, fewer than a batch: so each batch has an example of its own bucket.
+        rows = np.concatenate([waiting, draw.permutation(rows)[left_out:]])
+        end = len(rows) // batch_size * batch_size
+        batches.append(rows[:end].reshape(-1, batch_size))
+        waiting = rows[end:]
+    return plan.permutation(np.concatenate(batches))
 
 
 def _collate(
-    examples: TaskExamples, rows: Sequence[int] | np.ndarray, batch_size: int, context_length: int
+    examples: TaskExamples, rows: Sequence[int] | np.ndarray, batch_size: int, num_sequences: int, context_length: int
 ) -> TaskBatch:
     longest = max(len(ids) for row in rows for ids in examples.sequences[row])
     length = next(bucket for bucket in length_buckets(context_length) if bucket >= longest)
-    num_sequences = max(len(examples.sequences[row]) for row in rows)
     shape = (batch_size, num_sequences, length)
     batch = TaskBatch(
         tokens=np.zeros(shape, np.int32),

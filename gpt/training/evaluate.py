@@ -71,8 +71,7 @@ def judge(eval_step: EvalStep, params: Params, problem: Problem, split: str, mes
         return Judged(scores, [])
 
     by_example = _scores_by_example(held_out, [result.scores for result in results], split)
-    # Of each batch by itself: one may have more candidates than another.
-    predictions = np.concatenate([predict(problem.task.targets, result.scores) for result in results])
+    predictions = predict(problem.task.targets, np.concatenate([result.scores for result in results]))
     predictions = predictions[: len(held_out.order)]
     if held_out.labels is None:
         scores.pop("task_loss", None)

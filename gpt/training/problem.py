@@ -115,7 +115,7 @@ def _finetuning(config: RunConfig, tokenizer: Tokenizer, only_split: str | None)
     if only_split is None:
         _require_split(config, task, "train")
         encoded = _encode(config, task, tokenizer, "train", facts)
-        train = _draw(encoded.examples, config.task.max_train_examples, config.seed)
+        train = _draw(encoded.examples, config.task.max_train_examples)
         facts["train_examples_used"] = len(train.labels)
         notes = _one_class(config, train)
         batches = finetuning_batches(
@@ -176,8 +176,9 @@ def _one_class(config: RunConfig, train: TaskExamples) -> tuple[str, ...]:
     return (f"all {len(train.labels)} training examples of {config.task.name!r} have the same label",)
 
 
-def _draw(examples: TaskExamples, size: int | None, seed: int) -> TaskExamples:
+def _draw(examples: TaskExamples, size: int | None) -> TaskExamples:
     if size is None or size >= len(examples.labels):
         return examples
-    rows = np.sort(np.random.default_rng(seed).permutation(len(examples.labels))[:size])
+    # The same for every seed: a spread over seeds is one of initial weights, order and dropout.
+    rows = np.sort(np.random.default_rng(0).permutation(len(examples.labels))[:size])
     return TaskExamples([examples.sequences[row] for row in rows], examples.labels[rows])
