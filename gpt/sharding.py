@@ -1,24 +1,31 @@
-"""Where arrays live: two tables, from parameter path to logical axes and from logical axis to mesh axes.
+"""Where arrays live: two tables, from array to logical axes and from logical axis to mesh axes.
 
-The only file that spells mesh-axis names. Modules are written without them; XLA derives the
-layout of everything in between from the layouts of parameters and batch.
+The only file that spells mesh-axis names. Modules name the logical axes of a few activations by
+`constrain`; XLA derives the layout of everything in between.
 """
 
+import collections
+import dataclasses
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gpt.config import MeshConfig, ModelConfig
 from gpt.errors import ConfigError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+"""In the order of rising traffic: the last gets the shortest ways between devices."""
+
+SLICE_AXES = {"data": "dcn_data", "fsdp": "dcn_fsdp"}
+"""Mesh axes that may reach across slices, and the setting that says over how many."""
 
 PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
-    r"transformer/token_embedding": ("vocab", "embed"),
+    r"transformer/token_embedding": ("vocab", "table_embed"),
     r"transformer/position_embedding": ("position", "embed"),
     r"transformer/blocks/attention/qkv/kernel": ("layer", "embed", "heads"),
     r"transformer/blocks/attention/qkv/bias": ("layer", "heads"),
@@ -28,7 +35,7 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     r"transformer/blocks/mlp/down/kernel": ("layer", "mlp", "embed"),
     r"transformer/blocks/(attention/out|mlp/down)/bias": ("layer", "embed"),
     r"transformer/blocks/(attention|mlp)_norm/(scale|bias)": ("layer", "embed"),
-    r"lstm/token_embedding": ("vocab", "embed"),
+    r"lstm/token_embedding": ("vocab", "table_embed"),
     r"lstm/input/kernel": ("embed", "gates"),
     r"lstm/recurrent/kernel": ("units", "gates"),
     r"lstm/recurrent/bias": ("gates",),
@@ -41,7 +48,9 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
 
 MESH_AXES_OF: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "length": ("sequence",),
     "embed": ("fsdp",),
+    "table_embed": ("fsdp", "tensor"),
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "gates": ("tensor",),
@@ -57,42 +66,99 @@ MESH_AXES_OF: dict[str, tuple[str, ...]] = {
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The device mesh of a run, over all devices unless told which.
 
+    Devices of several slices (TPU) or hosts (GPU) have a `slice_index`: the traffic of each axis stays inside
+    of one, but for `dcn_data` and `dcn_fsdp`.
+
     Raises:
-      ConfigError: the sizes do not multiply to the number of devices.
+      ConfigError: the sizes do not multiply to the number of devices; names the nearest that do.
     """
-    devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in MESH_AXES]
-    given = int(np.prod([size for size in sizes if size != -1]))
-    if -1 in sizes and len(devices) % given == 0:
-        sizes[sizes.index(-1)] = len(devices) // given
-    if int(np.prod(sizes)) != len(devices):
-        raise ConfigError(
-            f"MeshConfig {dict(zip(MESH_AXES, sizes, strict=True))} does not divide {len(devices)} devices: "
-            "the sizes must multiply to that number; set one of them to -1 to take what the others leave"
-        )
-    # `jax.make_mesh` defaults to Explicit axes, which put shardings into types; we want XLA to derive them.
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    devices = jax.devices() if devices is None else list(devices)
+    slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(set(slices.values())) > 1:
+        raise ConfigError(f"a mesh needs slices of equal size, but they have {sorted(slices.values())} devices")
+    across = _fill(config, tuple(SLICE_AXES.values()), len(slices), f"{len(slices)} slices")
+    per_slice = len(devices) // len(slices)
+    what = f"{per_slice} devices" if len(slices) == 1 else f"{per_slice} devices of each of {len(slices)} slices"
+    within = [_fill(config, MESH_AXES, per_slice, what)[axis] for axis in MESH_AXES]
+    # Splitting a physical axis of the network between two mesh axes is slower than not, but faster than an error.
+    if len(slices) == 1:
+        grid = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    else:
+        copies = [across.get(SLICE_AXES.get(axis, ""), 1) for axis in MESH_AXES]
+        grid = mesh_utils.create_hybrid_device_mesh(within, copies, devices, allow_split_physical_axes=True)
+    # Explicit axes would put shardings into types; we want XLA to derive them.
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _fill(config: MeshConfig, names: tuple[str, ...], total: int, what: str) -> dict[str, int]:
+    """The sizes of some axes with -1 replaced by what the others leave of `total`."""
+    given = {name: getattr(config, name) for name in names}
+    sizes = _resolve(given, total)
+    if sizes is not None:
+        return sizes
+    fixes = {}
+    for name, size in given.items():
+        nearest = _nearest(size, lambda n, name=name: _resolve({**given, name: n}, total) is not None, total)
+        if size != -1 and nearest:
+            fixes[name] = nearest
+    fixes = {name: size for name, size in fixes.items() if given[name] > 1} or fixes
+    way_out = " or ".join(f"MeshConfig.{name} = {size}" for name, size in fixes.items())
+    raise ConfigError(
+        f"MeshConfig {given} does not divide {what}: the sizes must multiply to that number, and one may be -1, "
+        f"for what the others leave; the nearest that works is {way_out or f'a divisor of {total} on each axis'}"
+    )
+
+
+def _resolve(given: dict[str, int], total: int) -> dict[str, int] | None:
+    left = total // math.prod(size for size in given.values() if size != -1)
+    sizes = {name: left if size == -1 else size for name, size in given.items()}
+    return sizes if math.prod(sizes.values()) == total else None
+
+
+def _nearest(value: int, works: Callable[[int], bool], limit: int) -> int | None:
+    """The number from 1 to `limit` nearest to `value` that works."""
+    return min(filter(works, range(1, limit + 1)), key=lambda n: (abs(n - value), n), default=None)
 
 
 def check_divisible(mesh: Mesh, model: ModelConfig, batch_size: int, accumulation_steps: int) -> None:
-    """Raises ConfigError when a split axis of the model or the batch does not divide over the mesh."""
+    """Raises ConfigError when a split axis of the model or the batch does not divide over the mesh.
+
+    The error names the setting and the nearest value that works. Every vocabulary works: the stored table is
+    split along its width, and XLA pads the rows that a compiled program splits unevenly.
+    """
+
+    def check(setting: str, value: int, logical: str, works: Callable[[int], bool], num_parts: int = 1) -> None:
+        axes = [axis for axis in MESH_AXES_OF[logical] if mesh.shape[axis] > 1]
+        devices = math.prod(mesh.shape[axis] for axis in axes)
+        unit = devices * num_parts
+        if value % unit == 0:
+            return
+        nearest = _nearest(value, lambda n: n % unit == 0 and works(n), 2 * max(value, unit))
+        fewer = _nearest(devices, lambda n: value // num_parts % n == 0 and mesh.size % n == 0, mesh.size)
+        parts = f" in RunConfig.accumulation_steps = {num_parts} parts" if num_parts > 1 else ""
+        raise ConfigError(
+            f"{setting} = {value}{parts} does not divide over the {devices} devices of mesh "
+            f"{'axes' if len(axes) > 1 else 'axis'} {' x '.join(axes)}: the nearest that works is "
+            f"{f'{setting} = {nearest} or ' if nearest else ''}"
+            f"{' x '.join(f'MeshConfig.{axis}' for axis in axes)} = {fewer}"
+        )
+
+    split = {"embed_dim": "table_embed"}
     if model.architecture == "lstm":
-        inner = {"ModelConfig.lstm_dim": (model.lstm_dim, "gates")}
+        split |= {"lstm_dim": "gates"}
     else:
-        inner = {"ModelConfig.num_heads": (model.num_heads, "heads"), "ModelConfig.mlp_dim": (model.mlp_dim, "mlp")}
-    shares = {
-        **inner,
-        "ModelConfig.embed_dim": (model.embed_dim, "embed"),
-        "RunConfig.batch_size / accumulation_steps": (batch_size // accumulation_steps, "batch"),
-    }
-    for name, (size, logical) in shares.items():
-        axes = MESH_AXES_OF[logical]
-        parts = int(np.prod([mesh.shape[axis] for axis in axes]))
-        if size % parts:
-            raise ConfigError(
-                f"{name} = {size} does not divide over the {parts} devices of mesh axes {', '.join(axes)}: "
-                f"take a multiple of {parts}, or smaller MeshConfig sizes"
-            )
+        split |= {"num_heads": "heads", "mlp_dim": "mlp", "context_length": "length"}
+    for name, logical in split.items():
+        check(f"ModelConfig.{name}", getattr(model, name), logical, lambda n, name=name: _is_valid(model, name, n))
+    check("RunConfig.batch_size", batch_size, "batch", lambda _: True, accumulation_steps)
+
+
+def _is_valid(model: ModelConfig, name: str, value: int) -> bool:
+    try:
+        dataclasses.replace(model, **{name: value})
+    except ConfigError:
+        return False
+    return True
 
 
 def logical_axes(path: str) -> tuple[str | None, ...]:

@@ -30,7 +30,7 @@ def golden_name(file: Path) -> str:
 
 def load(file: Path) -> RunConfig:
     """The config of one file as it is meant to be used, with its required settings filled."""
-    if file.parent.name == "model":
+    if file.parent.name in ("model", "mesh"):
         return gin_io.load([PRETRAIN, file], PRETRAINING)
     if file == PRETRAIN:
         return gin_io.load([file], PRETRAINING)

@@ -7,18 +7,24 @@ from gpt.config.setting import require, require_positive, setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many devices each mesh axis takes; -1 on one axis takes what the others leave."""
+    """How many devices of a slice each mesh axis takes, and how many slices; -1 takes what the others leave."""
 
     data: int = setting(-1, "devices that split the batch and copy the parameters")
     fsdp: int = setting(1, "devices that split the batch and the parameters")
-    tensor: int = setting(1, "devices that split heads, feed-forward width and vocabulary")
+    sequence: int = setting(1, "devices that split each sequence; keys and values are gathered in every layer")
+    tensor: int = setting(
+        1, "devices that split heads, feed-forward width, vocabulary, and between layers the sequence"
+    )
+    dcn_data: int = setting(-1, "slices that split the batch and copy the parameters; 1 where there are none")
+    dcn_fsdp: int = setting(1, "slices that split the batch and the parameters, for models too large for one slice")
 
     def __post_init__(self) -> None:
-        sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        require(
-            all(size == -1 or size > 0 for size in sizes.values()) and list(sizes.values()).count(-1) <= 1,
-            f"MeshConfig {sizes}: sizes are greater than 0, and at most one is -1",
-        )
+        for names in (("data", "fsdp", "sequence", "tensor"), ("dcn_data", "dcn_fsdp")):
+            sizes = {name: getattr(self, name) for name in names}
+            require(
+                all(size == -1 or size > 0 for size in sizes.values()) and list(sizes.values()).count(-1) <= 1,
+                f"MeshConfig {sizes}: sizes are greater than 0, and at most one is -1",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
