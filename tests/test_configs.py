@@ -3,6 +3,7 @@
 After an intended change, `GPT_UPDATE_GOLDEN=1 pytest tests/test_configs.py` writes the golden texts anew.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from gpt import gin_io
 from gpt.config import ModelConfig, RunConfig
 from gpt.errors import ConfigError
+from gpt.paper.runs import kind_of
 from gpt.tasks.registry import TASKS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -38,6 +40,10 @@ def load(file: Path) -> RunConfig:
         return gin_io.load([PRETRAIN, CONFIGS / "model" / "tiny.gin", file], PRETRAINING)
     if file.stem == "quickstart_finetune":
         return gin_io.load([CONFIGS / "task" / "stdlib_area.gin", CONFIGS / "model" / "tiny.gin", file], FINE_TUNING)
+    if file.parent.name == "paper":
+        names = [name for name in ("pretrained", "pretrained_lstm") if f"%{name}\n" in file.read_text()]
+        macros = [f"{name}=runs/{name}" for name in names]
+        return gin_io.load([CONFIGS / "task" / "cola.gin", file], [*BASIC, *macros])
     if file.stem == "openai_code":
         return gin_io.load([CONFIGS / "task" / "cola.gin", file], FINE_TUNING)
     if file.stem == "finetune":
@@ -101,6 +107,32 @@ def test_fine_tuning_follows_the_paper(name: str) -> None:
     optimizer = config.optimizer
     assert (optimizer.learning_rate, optimizer.schedule) == (6.25e-5, "linear")
     assert (optimizer.warmup_steps, optimizer.warmup_fraction) == (None, 0.002)
+
+
+ABLATIONS = ("full", "no_pretraining", "no_aux_lm", "lstm")
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_makes_a_task_a_run_of_its_row_of_table_5_and_changes_nothing_else(name: str) -> None:
+    ablation = load(CONFIGS / "paper" / f"{name}.gin")
+    assert kind_of(ablation) == name
+    full = load(CONFIGS / "paper" / "full.gin")
+    changed = {
+        "full": set(),
+        "no_pretraining": {"RunConfig.init_from"},
+        "no_aux_lm": {"TaskConfig.lm_coef"},
+        "lstm": {"RunConfig.init_from", "ModelConfig.architecture"},
+    }
+    assert {line.split(":")[0] for line in gin_io.differences(full, ablation)} == changed[name]
+
+
+@pytest.mark.parametrize("size", ["gpt1", "gpt1_small", "tiny"])
+def test_the_lstm_is_pretrained_in_the_widths_of_any_size_with_2048_units(size: str) -> None:
+    files = [CONFIGS / "model" / f"{name}.gin" for name in (size, "lstm")]
+    model = gin_io.load([PRETRAIN, *files], PRETRAINING).model
+    transformer = load(CONFIGS / "model" / f"{size}.gin").model
+    assert (model.architecture, model.lstm_dim) == ("lstm", 2048)
+    assert dataclasses.replace(model, architecture="transformer") == transformer
 
 
 def test_a_task_asks_for_the_weights_to_start_from_and_none_is_an_answer() -> None:

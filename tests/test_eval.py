@@ -236,6 +236,7 @@ FLAGS = {
     "score": {"--model", "--tokenizer", "--route", "--json"},
     "plot": {"--output", "--json"},
     "tables": {"--runs", "--table", "--format", "--output", "--json"},
+    "transfer": {"--runs", "--output", "--json"},
     "submit": {"--runs", "--check", "--output", "--allow_partial", "--json"},
     "zeroshot": {"--model", "--task", "--data", "--threshold_data", "--checkpoints", "--output", "--json"},
     "quickstart": {"--output", "--seed", "--json"},

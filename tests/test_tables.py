@@ -139,6 +139,10 @@ def test_a_zero_shot_score_is_0_for_a_guess_and_1_for_the_best_of_the_time() -> 
         ({"init_from": None}, "no_pretraining"),
         ({"lm_coef": 0.0}, "no_aux_lm"),
         ({"init_from": None, "lm_coef": 0.0}, None),
+        ({"num_transferred_layers": 11}, None),
+        ({"num_transferred_layers": 0}, None),
+        ({"num_transferred_layers": 12}, "full"),
+        ({"num_transferred_layers": 12, "lm_coef": 0.0}, "no_aux_lm"),
     ],
 )
 def test_the_config_of_a_run_tells_its_row(settings: dict[str, Any], kind: str | None) -> None:
@@ -216,6 +220,21 @@ def test_runs_of_other_settings_are_not_mixed_and_a_note_says_what_differs(
     assert cell_of(command, 5, "cola")["seeds"] == [1, 2]
     assert (
         "1 runs of other settings left out (OptimizerConfig.learning_rate: 0.001 there, 6.25e-05 here)" in command.err
+    )
+
+
+def test_runs_with_some_layers_only_are_left_out_and_all_layers_by_number_are_the_full_model(
+    tmp_path: Path, tables: Callable[..., Command]
+) -> None:
+    for number in (None, 0, 6, 12):
+        seed = {None: 1, 12: 2}.get(number, 3)
+        path = tmp_path / "runs" / str(number)
+        write_run(path, {"matthews": 0.3}, seed=seed, num_transferred_layers=number)
+    command = tables("--json")
+    assert cell_of(command, 5, "cola")["seeds"] == [1, 2]
+    assert command.err == (
+        "note: 2 runs take over some of the pretrained blocks only (RunConfig.num_transferred_layers), and are left "
+        "out: `gpt transfer` shows them\n"
     )
 
 

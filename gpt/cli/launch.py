@@ -9,7 +9,18 @@ from pathlib import Path
 from gpt import gin_io
 from gpt.errors import ConfigError, GPTError
 
-COMMANDS = ("prepare", "tokenizer", "convert", "score", "plot", "tables", "submit", "zeroshot", "quickstart")
+COMMANDS = (
+    "prepare",
+    "tokenizer",
+    "convert",
+    "score",
+    "plot",
+    "tables",
+    "transfer",
+    "submit",
+    "zeroshot",
+    "quickstart",
+)
 
 _GIN_FLAG = "--gin."
 

@@ -15,6 +15,9 @@ class RunConfig:
 
     output_dir: str = setting(REQUIRED, "run directory: config, checkpoints, metrics; repeat the command to resume")
     init_from: str | None = setting(None, "run directory whose latest weights to start from; None: random weights")
+    num_transferred_layers: int | None = setting(
+        None, "fine-tuning: blocks taken over from init_from, lowest first, above its embeddings; None: all"
+    )
     seed: int = setting(42, "governs initial weights, data order and dropout")
     num_epochs: int = setting(100, "passes over the training split; the schedule ends with the last")
     max_steps: int | None = setting(
@@ -49,6 +52,8 @@ class RunConfig:
             f"RunConfig.batch_size = {self.batch_size} does not divide into "
             f"RunConfig.accumulation_steps = {self.accumulation_steps} equal parts",
         )
+        if self.num_transferred_layers is not None:
+            self._check_transfer(self.num_transferred_layers)
         if self.task.name is None:
             require(
                 self.data.token_store is not None or self.max_steps == 0,
@@ -61,6 +66,27 @@ class RunConfig:
                 f"ModelConfig.num_special_tokens = {self.model.num_special_tokens}: fine-tuning on "
                 f"{self.task.name!r} needs 3 (start, delimiter, extract), as configs/run/finetune.gin sets",
             )
+
+    def _check_transfer(self, number: int) -> None:
+        what = f"RunConfig.num_transferred_layers = {number}"
+        require(
+            0 <= number <= self.model.num_layers,
+            f"{what}: must be from 0 (embeddings alone) to ModelConfig.num_layers = {self.model.num_layers}",
+        )
+        for holds, reason in (
+            (self.task.name is not None, "is for fine-tuning, and TaskConfig.name is not set"),
+            (self.init_from is not None, "needs pretrained blocks to take over, and RunConfig.init_from is None"),
+            (
+                self.model.architecture == "transformer",
+                "counts transformer blocks, and ModelConfig.architecture is 'lstm'",
+            ),
+        ):
+            require(holds, f"{what} {reason}: set it to None")
+
+    @property
+    def transfers_all_layers(self) -> bool:
+        """Whether no block of a pretrained model is left out; so None and the number of all blocks are one setting."""
+        return self.num_transferred_layers in (None, self.model.num_layers)
 
     @property
     def is_pretraining(self) -> bool:

@@ -35,7 +35,12 @@ class Collection(NamedTuple):
 
 
 def kind_of(config: RunConfig) -> str | None:
-    """The row of table 5 that a run belongs to; None when it changes more than one thing of the full model."""
+    """The row of table 5 that a run belongs to; None when no row is like it.
+
+    Such a run changes more than one thing of the full model, or takes over some of its blocks only.
+    """
+    if not config.transfers_all_layers:
+        return None
     changes = [
         kind
         for kind, changed in (
@@ -57,23 +62,24 @@ def collect_runs(root: Path) -> Collection:
     Raises:
       DataError: `root` is no directory, or there is no run in it.
     """
-    if not root.is_dir():
-        raise DataError(f"--runs {str(root)!r} is no directory: give the one that holds your run directories")
-    directories = list(_run_dirs(root))
-    if not directories:
-        raise DataError(f"--runs {str(root)!r} holds no run directory (one with a config.gin): train there first")
-    runs, notes = _read_runs(directories)
+    runs, notes = finished_runs(root)
+    num_partial = sum(not run.config.transfers_all_layers for run in runs)
+    if num_partial:
+        notes.append(
+            f"{num_partial} runs take over some of the pretrained blocks only (RunConfig.num_transferred_layers), and "
+            "are left out: `gpt transfer` shows them"
+        )
     cells: dict[tuple[str, str], list[FinishedRun]] = defaultdict(list)
     for run in runs:
         kind = kind_of(run.config)
-        if kind is None:
-            notes.append(f"{run.path}: left out, differs from the full model in more than one row of table 5 does")
-        else:
+        if kind is not None:
             cells[str(run.config.task.name), kind].append(run)
+        elif run.config.transfers_all_layers:
+            notes.append(f"{run.path}: left out, differs from the full model in more than one row of table 5 does")
     scores = {}
     for (task, kind), members in sorted(cells.items()):
         chosen = _of_one_setting(members, f"{task}, {kind}", notes)
-        scores[task, kind] = _by_seed(chosen, notes)
+        scores[task, kind] = by_seed(chosen, notes)
     return Collection(scores, notes)
 
 
@@ -85,8 +91,17 @@ def _run_dirs(root: Path) -> Iterator[Path]:
             yield Path(directory)
 
 
-def _read_runs(directories: list[Path]) -> tuple[list[FinishedRun], list[str]]:
-    """The finished runs of a task; notes on what could not be used."""
+def finished_runs(root: Path) -> tuple[list[FinishedRun], list[str]]:
+    """Every finished run of a task under `root`, in the order of their paths, and notes on what could not be used.
+
+    Raises:
+      DataError: `root` is no directory, or there is no run in it.
+    """
+    if not root.is_dir():
+        raise DataError(f"--runs {str(root)!r} is no directory: give the one that holds your run directories")
+    directories = list(_run_dirs(root))
+    if not directories:
+        raise DataError(f"--runs {str(root)!r} holds no run directory (one with a config.gin): train there first")
     runs, notes, num_unfinished = [], [], 0
     for path in directories:
         try:
@@ -119,11 +134,12 @@ def _numbers(validation: Any) -> Scores:
     return {name: float(value) for name, value in numbers.items() if name != "step"}
 
 
-def _setting_of(config: RunConfig) -> RunConfig:
+def setting_of(config: RunConfig) -> RunConfig:
     """The config without what decides nothing but the seed, the place and the reports."""
     return dataclasses.replace(
         config,
         output_dir="",
+        num_transferred_layers=None if config.transfers_all_layers else config.num_transferred_layers,
         seed=0,
         log_every_steps=1,
         evaluate_every_steps=1,
@@ -135,7 +151,7 @@ def _setting_of(config: RunConfig) -> RunConfig:
 def _of_one_setting(runs: list[FinishedRun], cell: str, notes: list[str]) -> list[FinishedRun]:
     settings: dict[RunConfig, list[FinishedRun]] = defaultdict(list)
     for run in runs:
-        settings[_setting_of(run.config)].append(run)
+        settings[setting_of(run.config)].append(run)
     # `max` keeps the first of equals, and the runs came in the order of their paths.
     chosen = max(settings, key=lambda setting: len({run.config.seed for run in settings[setting]}))
     for setting, others in settings.items():
@@ -145,7 +161,8 @@ def _of_one_setting(runs: list[FinishedRun], cell: str, notes: list[str]) -> lis
     return settings[chosen]
 
 
-def _by_seed(runs: list[FinishedRun], notes: list[str]) -> dict[int, Scores]:
+def by_seed(runs: list[FinishedRun], notes: list[str]) -> dict[int, Scores]:
+    """The scores of runs of one setting, the first of each seed; of others a note is made."""
     scores: dict[int, Scores] = {}
     for run in runs:
         if run.config.seed in scores:

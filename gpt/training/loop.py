@@ -99,12 +99,12 @@ def _train(config: RunConfig, problem: Problem, mesh: Mesh, run_dir: Path, check
 
 
 def _starting_state(config: RunConfig, state: TrainState, mesh: Mesh, checkpoints: Checkpoints) -> TrainState:
-    """The newest of: this run's latest checkpoint, the weights of `init_from`, random weights."""
+    """The newest of: this run's latest checkpoint, the weights or some blocks of `init_from`, random weights."""
     if checkpoints.latest_step is not None:
         return checkpoints.restore(checkpoints.latest_step, like=state)
     if config.init_from is not None:
         pretrained = load_params(find_checkpoint(Path(config.init_from)), mesh)
-        return state._replace(params=transfer(state.params, pretrained))
+        return state._replace(params=transfer(state.params, pretrained, config.num_transferred_layers))
     return state
 
 

@@ -38,8 +38,11 @@ def create_state(
     return jax.jit(create, out_shardings=shardings)(key), shardings
 
 
-def transfer(params: Params, pretrained: Params) -> Params:
+def transfer(params: Params, pretrained: Params, num_layers: int | None = None) -> Params:
     """`params` with the transformer (or LSTM) of `pretrained`; rows of tokens it did not have keep their fresh values.
+
+    With `num_layers`, only the lowest blocks are taken over, that many, and the others keep their fresh
+    values: Radford et al. 2018, section 5, "Impact of number of layers transferred". 0: embeddings alone.
 
     Raises:
       ValueError: a parameter of it is missing or of another shape.
@@ -53,6 +56,10 @@ def transfer(params: Params, pretrained: Params) -> Params:
     transferred = {**trained, "token_embedding": table}
     if jax.tree.map(jnp.shape, transferred) != jax.tree.map(jnp.shape, fresh):
         raise ValueError(f"the pretrained {body} has another shape than ModelConfig describes")
+    if num_layers is not None:
+        transferred["blocks"] = jax.tree.map(
+            lambda old, new: jnp.concatenate([old[:num_layers], new[num_layers:]]), trained["blocks"], fresh["blocks"]
+        )
     return {
         **params,
         body: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), transferred, fresh),
