@@ -19,6 +19,10 @@ class DataError(GPTError):
     """A file, token store, data set or run directory is missing, damaged, or of the wrong kind."""
 
 
+class SweepError(GPTError):
+    """Cells of a sweep could not be run; all others were."""
+
+
 class Preempted(GPTError):
     """Training stopped at a signal, with everything saved (exit code 75: try again)."""
 

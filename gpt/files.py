@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +31,24 @@ def write_atomically(path: Path, text: str) -> None:
     """Replaces the file at `path` by one holding `text`, or leaves it as it was."""
     with replacing(path) as file:
         file.write(text)
+
+
+def create(path: Path, text: str) -> bool:
+    """Whether this call made the file at `path`, whole; False when it was there, and then it is as it was.
+
+    Of several processes that try at once, also on several machines that share the directory, one gets True.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write_atomically(temporary, text)
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            # NFS may have made the link and lost the answer.
+            return temporary.stat().st_nlink == 2
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync(file: IO[Any]) -> None:

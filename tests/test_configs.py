@@ -13,12 +13,14 @@ from gpt import gin_io
 from gpt.config import ModelConfig, RunConfig
 from gpt.errors import ConfigError
 from gpt.paper.runs import kind_of
+from gpt.sweeps.grid import make_cells
 from gpt.tasks.registry import TASKS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GOLDEN = Path(__file__).parent / "golden" / "configs"
 PRETRAIN = CONFIGS / "run" / "pretrain.gin"
-FILES = sorted(CONFIGS.rglob("*.gin"))
+SWEEPS = sorted((CONFIGS / "sweep").glob("*.gin"))
+FILES = sorted(set(CONFIGS.rglob("*.gin")) - set(SWEEPS))
 
 BASIC = ("RunConfig.output_dir=runs/new", "TokenizerConfig.path=tokenizer")
 PRETRAINING = (*BASIC, "DataConfig.token_store=tokens")
@@ -70,6 +72,17 @@ def test_the_text_of_a_config_is_read_back_to_an_equal_config(file: Path, tmp_pa
     saved = tmp_path / "config.gin"
     saved.write_text(gin_io.format_config(config))
     assert gin_io.load([saved]) == config
+
+
+@pytest.mark.parametrize(("file", "count"), [("glue", 24), ("seeds", 18), ("table5", 96)])
+def test_every_sweep_has_the_cells_that_its_head_says(file: str, count: int) -> None:
+    assert {path.stem for path in SWEEPS} == {"glue", "seeds", "table5"}
+    base = [CONFIGS / "task" / "cola.gin"] if file == "seeds" else []
+    given = ["pretrained=runs/a", "pretrained_lstm=runs/b"] if file == "table5" else ["RunConfig.init_from=runs/a"]
+    settings = gin_io.load_sweep([*base, CONFIGS / "sweep" / f"{file}.gin"], ["TokenizerConfig.path=tok", *given])
+    cells = make_cells(settings, Path("runs"), Path("data"))
+    assert len(cells) == count
+    assert all(cell.config.task.data_dir == f"data/{cell.config.task.name}" for cell in cells)
 
 
 def test_gpt1_is_the_default_and_sets_every_number_of_the_architecture() -> None:

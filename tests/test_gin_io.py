@@ -12,6 +12,7 @@ import pytest
 from gpt import gin_io
 from gpt.config import SECTIONS, ModelConfig, RunConfig, TokenizerConfig
 from gpt.errors import ConfigError
+from gpt.gin_io.fields import FIELDS, options_of
 
 NEEDED = ("RunConfig.output_dir=runs/x", "TokenizerConfig.path=tok", "DataConfig.token_store=tokens")
 
@@ -153,7 +154,7 @@ def test_the_text_of_a_config_is_read_back_to_an_equal_config() -> None:
     )
     text = gin_io.format_config(config)
     assert gin_io.load([write("saved.gin", text)]) == config
-    assert len([line for line in text.splitlines() if line]) == len(gin_io._FIELDS)
+    assert len([line for line in text.splitlines() if line]) == len(FIELDS)
 
 
 def test_differences_name_each_setting_with_both_values() -> None:
@@ -177,8 +178,8 @@ def test_the_description_has_type_default_and_meaning_of_every_field() -> None:
 
 
 def test_every_field_has_a_type_that_the_reader_checks() -> None:
-    for key, field in gin_io._FIELDS.items():
-        for option in gin_io._options(field.type):
+    for key, field in FIELDS.items():
+        for option in options_of(field.type):
             assert option in (int, float, str, bool, NoneType) or isinstance(option, str), key
 
 

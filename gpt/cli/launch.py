@@ -17,6 +17,7 @@ COMMANDS = (
     "plot",
     "tables",
     "transfer",
+    "sweep",
     "submit",
     "zeroshot",
     "quickstart",
@@ -56,9 +57,14 @@ def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         f"Other commands, each with --help: {', '.join(f'gpt {name}' for name in COMMANDS)}, train.py, eval.py"
     )
     args, rest = parser.parse_known_args(argv)
+    return args, read_settings(rest)
+
+
+def read_settings(flags: Sequence[str]) -> list[str]:
+    """Every `--gin.KEY=VALUE` as `KEY=VALUE`; ConfigError for any other flag."""
     overrides = []
-    for flag in rest:
+    for flag in flags:
         if not flag.startswith(_GIN_FLAG) or "=" not in flag:
             raise ConfigError(f"flag {flag!r} is not known: settings are given as {_GIN_FLAG}Section.field=value")
         overrides.append(flag.removeprefix(_GIN_FLAG))
-    return args, overrides
+    return overrides

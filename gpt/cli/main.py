@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 
-from gpt.cli.launch import COMMANDS, run_guarded
+from gpt.cli.launch import COMMANDS, read_settings, run_guarded
 
 
 def main() -> int:
@@ -22,8 +22,13 @@ def _main() -> int:
     for name, module in modules.items():
         summary = (module.__doc__ or "").splitlines()[0]
         module.add_arguments(commands.add_parser(name, help=summary, description=module.__doc__))
-    args = parser.parse_args()
-    return modules[args.command].run(args)
+    args, rest = parser.parse_known_args()
+    command = modules[args.command]
+    if getattr(command, "TAKES_SETTINGS", False):
+        args.overrides = read_settings(rest)
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return command.run(args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a run says while it works: metrics.jsonl and TensorBoard always, a bar on a terminal, lines in a log."""
 
+import functools
 import json
 import time
 from pathlib import Path
@@ -10,7 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gpt.files import write_atomically
-from gpt.training.run_dir import read_metrics
+from gpt.training.run_dir import read_metrics, write_num_steps
+
+
+@functools.cache
+def console() -> Console:
+    """The console on standard error: one a process, because live displays nest on the same one alone."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Report:
@@ -25,7 +32,8 @@ class Report:
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(run_dir / "events"), purge_step=start_step + 1)
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        write_num_steps(run_dir, num_steps)
+        self._console = console()
         self._start_step, self._num_steps, self._start = start_step, num_steps, time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -80,5 +88,5 @@ class Report:
 _SHOWN = {"tokens_per_second": "{:,.0f} tokens/s", "mfu": "MFU {:.1%}", "learning_rate": "lr {:.2e}"}
 
 
-def _format(name: str, value: float) -> str:
+def _format(name: str, value: float | int) -> str:
     return _SHOWN.get(name, name + " {:.4g}").format(value)

@@ -3,10 +3,12 @@
 config.gin          every setting of the run, to start or evaluate it again
 tokenizer/          a copy of the vocabulary, so that the run stands alone
 checkpoints/STEP/   parameters and optimizer state
+num_steps           how many updates the run takes
 metrics.jsonl       one JSON object a log line, steps ascending
 result.json         the summary, once the run is finished
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,9 @@ def open_run(config: RunConfig, tokenizer: Tokenizer) -> Path:
     """
     run_dir = Path(config.output_dir)
     if (run_dir / "config.gin").exists():
-        changed = gin_io.differences(load_config(run_dir), config)
+        # Where it lies is no part of what a run is: its path may differ from machine to machine.
+        there = dataclasses.replace(load_config(run_dir), output_dir=config.output_dir)
+        changed = gin_io.differences(there, config)
         if changed:
             raise ConfigError(
                 f"RunConfig.output_dir = {config.output_dir!r} holds a run of another config: {'; '.join(changed)}. "
@@ -71,6 +75,17 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:
     """Keeps the summary, which marks the run as finished."""
     write_atomically(run_dir / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def read_num_steps(run_dir: Path) -> int | None:
+    """How many updates a run takes; None before it has begun."""
+    path = run_dir / "num_steps"
+    return int(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def write_num_steps(run_dir: Path, num_steps: int) -> None:
+    """Keeps how many updates the run takes, for those who watch it."""
+    write_atomically(run_dir / "num_steps", f"{num_steps}\n")
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
