@@ -48,6 +48,7 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
 
 MESH_AXES_OF: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "population": MESH_AXES,
     "length": ("sequence",),
     "embed": ("fsdp",),
     "table_embed": ("fsdp", "tensor"),
@@ -192,6 +193,43 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
     """The batch on the devices, its leading axis split over the batch axes of the mesh."""
     return jax.device_put(batch, NamedSharding(mesh, _partition(("batch",))))
+
+
+def check_population(mesh: Mesh) -> None:
+    """Raises ConfigError when the mesh splits parameters: a member of a population is whole on its device."""
+    for axis in MESH_AXES[1:]:
+        if mesh.shape[axis] > 1:
+            raise ConfigError(
+                f"MeshConfig.{axis} = {mesh.shape[axis]}: each member of a population is whole on one device: "
+                f"set it to 1, or train the runs one by one"
+            )
+
+
+def shard_population(mesh: Mesh, tree: Any) -> Any:
+    """The tree on the devices, its leading axis, one entry a member, split over all of them."""
+    return jax.device_put(tree, NamedSharding(mesh, _partition(("population",))))
+
+
+def map_population(mesh: Mesh, function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """`jax.vmap(function, in_axes)`, each device on its own members and with no word between devices."""
+    members = _partition(("population",))
+    specs = tuple(PartitionSpec() if axis is None else members for axis in in_axes)
+    mapped = jax.vmap(function, in_axes)
+    # Nothing is reduced over devices, so there is nothing for the check of replication to find.
+    return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=members, check_vma=False)
+
+
+def member_of(population: Any, index: int) -> Any:
+    """The arrays of one member, on the device that holds it."""
+
+    def take(leaf: jax.Array) -> jax.Array:
+        for shard in leaf.addressable_shards:
+            start, stop, _ = shard.index[0].indices(len(leaf))
+            if start <= index < stop:
+                return shard.data[index - start]
+        raise IndexError(f"no device of this process holds member {index} of {len(leaf)}")
+
+    return jax.tree.map(take, population)
 
 
 def _partition(axes: tuple[str | None, ...]) -> PartitionSpec:

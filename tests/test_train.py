@@ -21,7 +21,7 @@ from gpt.model.gpt import Params, param_shapes
 from gpt.sharding import make_mesh
 from gpt.text.training import train_bpe
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
-from gpt.training.loop import _starting_state
+from gpt.training.loop import starting_state
 from gpt.training.run_dir import load_config, read_metrics
 from gpt.training.state import TrainState, transfer
 
@@ -206,7 +206,7 @@ def test_fine_tuning_starts_from_the_pretrained_transformer_and_fresh_special_ro
     config, fresh = load_config(finetuned.path), fresh_params(load_config(finetuned.path).model)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with Checkpoints(tmp_path, CheckpointConfig()) as none_yet:
-        state = _starting_state(config, TrainState(jnp.array(0), fresh, ()), mesh, none_yet)
+        state = starting_state(config, TrainState(jnp.array(0), fresh, ()), mesh, none_yet, None)
     there, here = final_params(pretrained.path)["transformer"], dict(state.params["transformer"])
     table = here.pop("token_embedding")
     np.testing.assert_array_equal(table[:-3], there.pop("token_embedding"))

@@ -1,7 +1,6 @@
 """Held-out loss, perplexity and task metrics of a set of parameters, and its prediction for every example."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +14,7 @@ from gpt.sharding import shard_batch
 from gpt.tasks.registry import Task
 from gpt.tasks.targets import predict
 from gpt.training.problem import HeldOut, Problem
-from gpt.training.steps import Evaluation
-
-EvalStep = Callable[..., Evaluation]
+from gpt.training.steps import EvalStep
 
 
 class Score(NamedTuple):
@@ -58,8 +55,15 @@ def judge(eval_step: EvalStep, params: Params, problem: Problem, split: str, mes
     Raises:
       DataError: the model gives scores that are not numbers.
     """
+    batches = problem.held_outs[split].batches
+    return judge_results(
+        [jax.device_get(eval_step(params, shard_batch(mesh, batch))) for batch in batches], problem, split
+    )
+
+
+def judge_results(results: list[Any], problem: Problem, split: str) -> Judged:
+    """Scores and predictions from the `Evaluation` of each batch of the split, on the host; raises as `judge` does."""
     held_out = problem.held_outs[split]
-    results = [jax.device_get(eval_step(params, shard_batch(mesh, batch))) for batch in held_out.batches]
     scores = {}
     for name in results[0].totals:
         total = math.fsum(float(result.totals[name]) for result in results)

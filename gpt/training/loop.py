@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import grain
-import jax
 from jax.sharding import Mesh
 
 from gpt.config import RunConfig
@@ -27,7 +26,7 @@ from gpt.training.run_dir import (
     read_result,
     write_result,
 )
-from gpt.training.state import TrainState, create_state, transfer
+from gpt.training.state import TrainState, create_state, split_seed, transfer
 from gpt.training.steps import make_eval_step, make_train_step
 
 
@@ -38,15 +37,7 @@ def train(config: RunConfig) -> dict[str, Any]:
       GPTError: a setting or a file cannot be used; nothing has been overwritten then.
       Preempted: SIGTERM or Ctrl-C came; the state is saved, and the same call continues.
     """
-    if config.max_steps == 0:
-        raise ConfigError(
-            "RunConfig.max_steps = 0 describes weights that `gpt convert` wrote, not a training: to train them "
-            "further, set RunConfig.init_from to their directory, and RunConfig.max_steps to None or more than 0"
-        )
-    tokenizer = Tokenizer.load(config.tokenizer.path, config.tokenizer.route)
-    problem = load_problem(config, tokenizer)
-    if config.init_from is not None:
-        check_pretrained(config, tokenizer)
+    tokenizer, problem = load_inputs(config)
     mesh = make_mesh(config.mesh)
     check_divisible(mesh, config.model, config.batch_size, config.accumulation_steps)
 
@@ -60,11 +51,25 @@ def train(config: RunConfig) -> dict[str, Any]:
     return result
 
 
+def load_inputs(config: RunConfig) -> tuple[Tokenizer, Problem]:
+    """The vocabulary and the data of a training; GPTError when they, or the weights to start from, cannot be used."""
+    if config.max_steps == 0:
+        raise ConfigError(
+            "RunConfig.max_steps = 0 describes weights that `gpt convert` wrote, not a training: to train them "
+            "further, set RunConfig.init_from to their directory, and RunConfig.max_steps to None or more than 0"
+        )
+    tokenizer = Tokenizer.load(config.tokenizer.path, config.tokenizer.route)
+    problem = load_problem(config, tokenizer)
+    if config.init_from is not None:
+        check_pretrained(config, tokenizer)
+    return tokenizer, problem
+
+
 def _train(config: RunConfig, problem: Problem, mesh: Mesh, run_dir: Path, checkpoints: Checkpoints) -> dict[str, Any]:
     optimizer = make_optimizer(config.optimizer, problem.num_steps)
-    init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
+    init_key, dropout_key = split_seed(config.seed)
     state, shardings = create_state(config.model, problem.num_outputs, optimizer, init_key, mesh)
-    state = _starting_state(config, state, mesh, checkpoints)
+    state = starting_state(config, state, mesh, checkpoints, checkpoints.latest_step)
     train_step = make_train_step(
         config.model, problem.objective, optimizer, dropout_key, config.accumulation_steps, shardings
     )
@@ -75,10 +80,10 @@ def _train(config: RunConfig, problem: Problem, mesh: Mesh, run_dir: Path, check
     first, last = int(state.step), problem.num_steps
     title = config.task.name or "pretraining"
     with Report(run_dir, first, last, title) as report, StopSignals() as signals:
-        report.say(f"{title}: {last} updates, {_describe(problem.facts)}; run directory {run_dir}")
+        report.say(f"{title}: {last} updates, {describe(problem.facts)}; run directory {run_dir}")
         for note in problem.notes:
             report.say(f"warning: {note}")
-        for step, batch in enumerate(_batches(problem, first), first + 1):
+        for step, batch in enumerate(iterate(problem.train_batches, first, last), first + 1):
             state, metrics = train_step(state, shard_batch(mesh, batch))
             meter.add(metrics, batch)
             report.advance(step)
@@ -94,14 +99,21 @@ def _train(config: RunConfig, problem: Problem, mesh: Mesh, run_dir: Path, check
                 raise Preempted(
                     f"{signals.received}: saved step {step} of {last}; the same command continues from there"
                 )
+    return summary(run_dir, problem)
+
+
+def summary(run_dir: Path, problem: Problem) -> dict[str, Any]:
+    """What a finished run has for a result: its last log lines, and what was counted in its data."""
     latest = {line["kind"]: line for line in read_metrics(run_dir)}
-    return {"run": str(run_dir), "step": last, **latest, **problem.facts}
+    return {"run": str(run_dir), "step": problem.num_steps, **latest, **problem.facts}
 
 
-def _starting_state(config: RunConfig, state: TrainState, mesh: Mesh, checkpoints: Checkpoints) -> TrainState:
-    """The newest of: this run's latest checkpoint, the weights or some blocks of `init_from`, random weights."""
-    if checkpoints.latest_step is not None:
-        return checkpoints.restore(checkpoints.latest_step, like=state)
+def starting_state(
+    config: RunConfig, state: TrainState, mesh: Mesh, checkpoints: Checkpoints, step: int | None
+) -> TrainState:
+    """The first there is of: the checkpoint of `step`, weights or some blocks of `init_from`, random weights."""
+    if step is not None:
+        return checkpoints.restore(step, like=state)
     if config.init_from is not None:
         pretrained = load_params(find_checkpoint(Path(config.init_from)), mesh)
         return state._replace(params=transfer(state.params, pretrained, config.num_transferred_layers))
@@ -129,11 +141,12 @@ def check_pretrained(config: RunConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def _batches(problem: Problem, first: int) -> grain.DatasetIterator:
-    """Batches of updates first + 1 to the last, made ahead by background threads."""
-    remaining = problem.train_batches.slice(slice(first, problem.num_steps))
+def iterate(batches: grain.MapDataset, first: int, last: int) -> grain.DatasetIterator:
+    """Batches of updates first + 1 to last, made ahead by background threads."""
+    remaining = batches.slice(slice(first, last))
     return iter(remaining.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
 
-def _describe(facts: dict[str, Any]) -> str:
+def describe(facts: dict[str, Any]) -> str:
+    """What was counted in the data, for people."""
     return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in facts.items())

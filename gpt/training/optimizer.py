@@ -13,27 +13,32 @@ DECAYED = ("kernel", "token_embedding", "position_embedding")
 """Last path elements of the parameters that decay: "all non bias or gain weights"."""
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping, then `openai_adam` or `optax.adamw`, over `num_steps` updates."""
-    schedule = make_schedule(config, num_steps)
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int, learning_rate: Any = None, weight_decay: Any = None
+) -> optax.GradientTransformation:
+    """Global-norm clipping, then `openai_adam` or `optax.adamw`, over `num_steps` updates.
+
+    `learning_rate` and `weight_decay` take the place of the config's; they may be traced.
+    """
+    schedule = make_schedule(config, num_steps, learning_rate)
+    decay = config.weight_decay if weight_decay is None else weight_decay
     if config.name == "openai_adam":
-        update_rule = openai_adam(schedule, config.b1, config.b2, config.epsilon, config.weight_decay)
+        update_rule = openai_adam(schedule, config.b1, config.b2, config.epsilon, decay)
     else:
-        update_rule = optax.adamw(
-            schedule, config.b1, config.b2, config.epsilon, weight_decay=config.weight_decay, mask=decay_mask
-        )
+        update_rule = optax.adamw(schedule, config.b1, config.b2, config.epsilon, weight_decay=decay, mask=decay_mask)
     if config.max_grad_norm is None:
         return update_rule
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), update_rule)
 
 
-def make_schedule(config: OptimizerConfig, num_steps: int) -> Callable[[Any], Any]:
-    """Learning rate of the update that follows `count` earlier ones.
+def make_schedule(config: OptimizerConfig, num_steps: int, learning_rate: Any = None) -> Callable[[Any], Any]:
+    """Learning rate of the update that follows `count` earlier ones; its peak is the config's unless given.
 
     With x = n / num_steps, n counted from 1, and warm-up up to x = w: the original's linear decay
     multiplies the warm-up too, and its cosine is not restarted after warm-up. The last update,
     x = 1, is null unless the schedule is constant.
     """
+    peak = config.learning_rate if learning_rate is None else learning_rate
     warmup = (config.warmup_steps or 0) / num_steps if config.warmup_fraction is None else config.warmup_fraction
 
     def schedule(count):
@@ -45,7 +50,7 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> Callable[[Any], An
             factor = jnp.where(x <= warmup, ramp, 0.5 * (1 + jnp.cos(jnp.pi * x)))
         else:
             factor = ramp
-        return config.learning_rate * factor
+        return peak * factor
 
     return schedule
 
@@ -67,7 +72,7 @@ class OpenAIAdamState(NamedTuple):
 
 
 def openai_adam(
-    schedule: optax.Schedule, b1: float, b2: float, epsilon: float, weight_decay: float
+    schedule: optax.Schedule, b1: float, b2: float, epsilon: float, weight_decay: Any
 ) -> optax.GradientTransformation:
     """Adam as in OpenAI's released `opt.py`.
 

@@ -1,6 +1,8 @@
 """What a run learns: its objective, its batches, and what it is judged by on held-out data."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -42,6 +44,8 @@ class Problem:
     objective: Objective
     train_batches: grain.MapDataset
     num_steps: int
+    batches_of_seed: Callable[[int], grain.MapDataset]
+    """`train_batches` of another RunConfig.seed."""
     held_outs: dict[str, HeldOut]
     """What the run is judged by, by split: one, but for MultiNLI a matched and a mismatched one."""
     task: Task | None = None
@@ -77,7 +81,7 @@ def _num_steps(config: RunConfig, batches: grain.MapDataset) -> int:
     return len(batches) if config.max_steps is None else min(len(batches), config.max_steps)
 
 
-def _no_batches() -> grain.MapDataset:
+def _no_batches(_seed: int) -> grain.MapDataset:
     # Of what is evaluated alone: the training split may be of any size, or not be there.
     return grain.MapDataset.range(0)
 
@@ -93,13 +97,15 @@ def _pretraining(config: RunConfig, tokenizer: Tokenizer, only_split: str | None
     store = TokenStore.open(config.data.token_store, tokenizer)
     train, validation = store.split("train"), store.split("validation")
     length = config.model.context_length
-    batches, max_batches = _no_batches(), None
+    batches_of_seed, max_batches = _no_batches, None
     if only_split is None:
-        batches = pretraining_batches(train, length, config.batch_size, config.num_epochs, config.seed)
+        batches_of_seed = functools.partial(pretraining_batches, train, length, config.batch_size, config.num_epochs)
         max_batches = config.evaluation_batches
+    batches = batches_of_seed(config.seed)
     return Problem(
         objective=LanguageModelObjective(),
         train_batches=batches,
+        batches_of_seed=batches_of_seed,
         num_steps=_num_steps(config, batches),
         held_outs={"validation": HeldOut(held_out_text_batches(validation, length, config.batch_size, max_batches))},
         facts={"train_tokens": len(train), "validation_tokens": len(validation)},
@@ -111,16 +117,17 @@ def _finetuning(config: RunConfig, tokenizer: Tokenizer, only_split: str | None)
     if config.task.stsb_targets == "regression":
         task = dataclasses.replace(task, targets="regression")
     facts: dict[str, Any] = {}
-    batches, notes = _no_batches(), ()
+    batches_of_seed, notes = _no_batches, ()
     if only_split is None:
         _require_split(config, task, "train")
         encoded = _encode(config, task, tokenizer, "train", facts)
         train = _draw(encoded.examples, config.task.max_train_examples)
         facts["train_examples_used"] = len(train.labels)
         notes = _one_class(config, train)
-        batches = finetuning_batches(
-            train, config.model.context_length, config.batch_size, config.num_epochs, config.seed
+        batches_of_seed = functools.partial(
+            finetuning_batches, train, config.model.context_length, config.batch_size, config.num_epochs
         )
+    batches = batches_of_seed(config.seed)
 
     _require_split(config, task, only_split or "validation")
     max_batches = config.evaluation_batches if only_split is None else None
@@ -134,6 +141,7 @@ def _finetuning(config: RunConfig, tokenizer: Tokenizer, only_split: str | None)
     return Problem(
         objective=TaskObjective(config.task, task.targets, both_orders=task.transform.both_orders),
         train_batches=batches,
+        batches_of_seed=batches_of_seed,
         num_steps=_num_steps(config, batches),
         held_outs=held_outs,
         task=task,

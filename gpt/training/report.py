@@ -21,9 +21,12 @@ def console() -> Console:
 
 
 class Report:
-    """The log of one run, continued from `start_step`: lines of later steps, which will be made again, are dropped."""
+    """The log of one run, continued from `start_step`: lines of later steps, which will be made again, are dropped.
 
-    def __init__(self, run_dir: Path, start_step: int, num_steps: int, title: str):
+    Unless it `is_shown`, it keeps what it is told and says nothing.
+    """
+
+    def __init__(self, run_dir: Path, start_step: int, num_steps: int, title: str, *, is_shown: bool = True):
         # Imported here because it takes a second, which `--help` and bad settings should not wait for.
         from tensorboardX import SummaryWriter
 
@@ -33,7 +36,7 @@ class Report:
         self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(run_dir / "events"), purge_step=start_step + 1)
         write_num_steps(run_dir, num_steps)
-        self._console = console()
+        self._console = console() if is_shown else Console(quiet=True)
         self._start_step, self._num_steps, self._start = start_step, num_steps, time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -42,7 +45,7 @@ class Report:
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._console.is_terminal or not is_shown,
         )
         self._task = self._bar.add_task(title, total=num_steps, completed=start_step, status="compiling")
 

@@ -1,5 +1,6 @@
 """The state of training: what a checkpoint holds and an update replaces."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -29,13 +30,27 @@ def create_state(
     mesh: Mesh,
 ) -> tuple[TrainState, TrainState]:
     """A fresh state, made on the mesh it will live on, and the sharding of each of its leaves."""
+    create = make_creation(model_config, num_outputs, optimizer)
+    shardings = state_shardings(mesh, jax.eval_shape(create, key))
+    return jax.jit(create, out_shardings=shardings)(key), shardings
 
-    def create(key) -> TrainState:
+
+def make_creation(
+    model_config: ModelConfig, num_outputs: int | None, optimizer: optax.GradientTransformation
+) -> Callable[[Key[Array, ""]], TrainState]:
+    """What `create_state` compiles: from a key to a fresh state."""
+
+    def create(key: Key[Array, ""]) -> TrainState:
         params = init_params(model_config, key, num_outputs)
         return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
 
-    shardings = state_shardings(mesh, jax.eval_shape(create, key))
-    return jax.jit(create, out_shardings=shardings)(key), shardings
+    return create
+
+
+def split_seed(seed: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """The keys of the initial weights and of dropout."""
+    init_key, dropout_key = jax.random.split(jax.random.key(seed))
+    return init_key, dropout_key
 
 
 def transfer(params: Params, pretrained: Params, num_layers: int | None = None) -> Params:

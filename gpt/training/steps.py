@@ -5,7 +5,6 @@ whatever part of the batch is at hand. Dividing the totals of each part by the c
 batch makes accumulated gradients equal those of the undivided batch, padding or not.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -123,17 +122,23 @@ class Evaluation(NamedTuple):
     scores: Array | None
 
 
-def make_eval_step(
-    model_config: ModelConfig, objective: Objective
-) -> Callable[[Params, TextBatch | TaskBatch], Evaluation]:
-    """The compiled evaluation of one batch, dropout off."""
+EvalStep = Callable[[Params, TextBatch | TaskBatch], Evaluation]
+TrainStep = Callable[[TrainState, TextBatch | TaskBatch], tuple[TrainState, Scalars]]
 
-    @jax.jit
-    def eval_step(params: Params, batch) -> Evaluation:
+
+def make_eval_step(model_config: ModelConfig, objective: Objective) -> EvalStep:
+    """The compiled evaluation of one batch, dropout off."""
+    return jax.jit(make_evaluation(model_config, objective))
+
+
+def make_evaluation(model_config: ModelConfig, objective: Objective) -> EvalStep:
+    """What `make_eval_step` compiles."""
+
+    def evaluate(params: Params, batch) -> Evaluation:
         totals, scores = objective.totals(bind(model_config, params), batch, key=None)
         return Evaluation(totals, objective.counts(batch), scores)
 
-    return eval_step
+    return evaluate
 
 
 def make_train_step(
@@ -143,8 +148,20 @@ def make_train_step(
     dropout_key: Key[Array, ""],
     accumulation_steps: int,
     shardings: TrainState,
-) -> Callable[[TrainState, TextBatch | TaskBatch], tuple[TrainState, Scalars]]:
-    """The compiled update; the old state's memory is given to the new one.
+) -> TrainStep:
+    """The compiled update; the old state's memory is given to the new one."""
+    update = make_update(model_config, objective, optimizer, dropout_key, accumulation_steps)
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_update(
+    model_config: ModelConfig,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    dropout_key: Key[Array, ""],
+    accumulation_steps: int,
+) -> TrainStep:
+    """What `make_train_step` compiles.
 
     Dropout depends on (dropout_key, step, part) only. Metrics are each loss, their weighted sum
     `loss`, and `gradient_norm` before clipping.
@@ -172,8 +189,7 @@ def make_train_step(
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return jax.lax.scan(add_part, zeros, (jnp.arange(accumulation_steps), parts))[0]
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
-    def train_step(state: TrainState, batch) -> tuple[TrainState, Scalars]:
+    def update(state: TrainState, batch) -> tuple[TrainState, Scalars]:
         key = jax.random.fold_in(dropout_key, state.step)
         gradients, means = accumulate(state.params, batch, key)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
@@ -185,4 +201,4 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
-    return train_step
+    return update

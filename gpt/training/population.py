@@ -1,0 +1,282 @@
+"""Many runs in one compiled program: a `population` axis over runs of equal shape, a few members on each device.
+
+Members differ in what a program takes as numbers: seed, learning rate, weight decay, lambda. The step is
+that of `train.py` under `jax.vmap`, and each member has the run directory that it would have alone.
+"""
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gpt.config import MeshConfig, RunConfig
+from gpt.data.batches import TaskBatch, TextBatch
+from gpt.errors import ConfigError, DataError, Preempted
+from gpt.model.gpt import Params
+from gpt.sharding import check_population, make_mesh, map_population, member_of, shard_population
+from gpt.training.checkpoint import Checkpoints, saved_steps
+from gpt.training.evaluate import join_scores, judge_results
+from gpt.training.interrupt import StopSignals
+from gpt.training.loop import describe, iterate, load_inputs, starting_state, summary
+from gpt.training.meter import Meter
+from gpt.training.optimizer import make_optimizer, make_schedule
+from gpt.training.problem import Problem
+from gpt.training.report import Report
+from gpt.training.run_dir import open_run, read_result, write_result
+from gpt.training.state import TrainState, make_creation, split_seed
+from gpt.training.steps import EvalStep, Evaluation, Scalars, make_evaluation, make_update
+
+
+class Knobs(NamedTuple):
+    """What members differ in, as the step takes it: one entry a member, on the leading axis."""
+
+    learning_rate: Any
+    weight_decay: Any
+    coefficients: dict[str, Any]  # of each loss
+    dropout_key: Any
+
+
+def population_key(config: RunConfig) -> RunConfig:
+    """`config` without what members of a population may differ in: those of equal keys train together.
+
+    These are seed, output_dir, learning rate, weight decay, and lambda where it is above 0: without
+    the language model a step is another program.
+    """
+    return dataclasses.replace(
+        config,
+        seed=0,
+        output_dir="",
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=1.0, weight_decay=0.0),
+        task=dataclasses.replace(config.task, lm_coef=float(config.task.lm_coef > 0)),
+    )
+
+
+def train_population(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """Runs, or continues, the trainings that `configs` describe, all at once; the summary of each, as `train`'s.
+
+    A member whose scores are no longer numbers stops, as it would alone, and leaves the others as they
+    are: in place of its summary stand `run`, `step` and `error`, and it has no result.json.
+
+    Members continue from the newest step that all of them have saved; what one has beyond that is kept.
+
+    Raises:
+      GPTError: a setting or a file cannot be used, or the configs do not belong together.
+      Preempted: SIGTERM or Ctrl-C came; all states are saved, and the same call continues.
+    """
+    config = _check_together(configs)
+    tokenizer, problem = load_inputs(config)
+    mesh = make_mesh(config.mesh)
+    check_population(mesh)
+
+    run_dirs = [open_run(member, tokenizer) for member in configs]
+    results = [read_result(run_dir) for run_dir in run_dirs]
+    unfinished = [index for index, result in enumerate(results) if result is None]
+    if unfinished:
+        with contextlib.ExitStack() as stack:
+            members = [
+                _Member(configs[index], run_dirs[index], problem, stack, is_shown=index == unfinished[0])
+                for index in unfinished
+            ]
+            _train(members, problem, mesh)
+        for index, member in zip(unfinished, members, strict=True):
+            results[index] = member.result(problem)
+    return [result for result in results if result is not None]
+
+
+def _check_together(configs: Sequence[RunConfig]) -> RunConfig:
+    """The first of the configs; ConfigError unless all can be members of one population."""
+    if not configs:
+        raise ConfigError("a population needs at least one config")
+    if len({population_key(config) for config in configs}) > 1:
+        raise ConfigError(
+            "members of a population may differ in RunConfig.seed, RunConfig.output_dir, "
+            "OptimizerConfig.learning_rate, OptimizerConfig.weight_decay, and TaskConfig.lm_coef above 0 alone: "
+            "group them by population_key"
+        )
+    if len({Path(config.output_dir).resolve() for config in configs}) < len(configs):
+        raise ConfigError("two members of a population have the same RunConfig.output_dir: give each its own")
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"a population trains in one process, and here are {jax.process_count()}: "
+            "divide the runs over the processes, as `gpt sweep --shard i/n` does"
+        )
+    return configs[0]
+
+
+class _Member:
+    """One run of a population: its directory, and what is written there.
+
+    What the run had saved when it was opened is not written again, should others be behind.
+    """
+
+    def __init__(
+        self, config: RunConfig, run_dir: Path, problem: Problem, stack: contextlib.ExitStack, *, is_shown: bool
+    ):
+        self.config, self.run_dir = config, run_dir
+        self.schedule = make_schedule(config.optimizer, problem.num_steps)
+        self.checkpoints = stack.enter_context(Checkpoints(run_dir, config.checkpoint))
+        self.steps = saved_steps(run_dir)
+        self._last_step = max(self.steps, default=0)
+        title = config.task.name or "pretraining"
+        self.report = stack.enter_context(Report(run_dir, self._last_step, problem.num_steps, title, is_shown=is_shown))
+        self.failure: tuple[int, str] | None = None
+
+    def log(self, step: int, kind: str, values: dict[str, float]) -> None:
+        if step > self._last_step and self.failure is None:
+            self.report.log(step, kind, values)
+
+    def save(self, step: int, population: TrainState, index: int) -> None:
+        if step > self._last_step and self.failure is None:
+            self.checkpoints.save(member_of(population, index))
+
+    def result(self, problem: Problem) -> dict[str, Any]:
+        if self.failure is not None:
+            return {"run": str(self.run_dir), "step": self.failure[0], "error": self.failure[1]}
+        result = summary(self.run_dir, problem)
+        write_result(self.run_dir, result)
+        return result
+
+
+def _train(members: list[_Member], problem: Problem, mesh: Mesh) -> None:
+    config = members[0].config
+    # Every device takes as many members; copies of the last fill it up and go nowhere.
+    lanes = [*members, *members[-1:] * (-len(members) % mesh.size)]
+    state, knobs = _starting_population(lanes, problem, mesh)
+    train_step, eval_step = make_population_steps(config, problem, mesh)
+    batches = _stack_batches(problem, lanes)
+    meter, window = Meter(config.model), []
+
+    first, last = int(jax.device_get(state.step)[0]), problem.num_steps
+    report = members[0].report
+    with StopSignals() as signals:
+        report.say(
+            f"population of {len(members)} on {mesh.size} devices: {last} updates from {first}, "
+            f"{describe(problem.facts)}; shown here: {members[0].run_dir}"
+        )
+        for note in problem.notes:
+            report.say(f"warning: {note}")
+        for step, batch in enumerate(iterate(batches, first, last), first + 1):
+            state, metrics = train_step(state, shard_population(mesh, batch), knobs)
+            meter.add(metrics, jax.tree.map(lambda leaf: leaf[: len(members)], batch))
+            window.append(metrics)
+            report.advance(step)
+            if step % config.log_every_steps == 0 or step == last:
+                _log_updates(members, step, meter.read(), jax.device_get(window))
+                window = []
+            if step % config.evaluate_every_steps == 0 or step == last:
+                with meter.paused():
+                    _evaluate(members, step, eval_step, state.params, problem)
+            if step % config.checkpoint.save_every_steps == 0 or step == last or signals.received:
+                for index, member in enumerate(members):
+                    member.save(step, state, index)
+            if signals.received and step < last:
+                raise Preempted(
+                    f"{signals.received}: saved step {step} of {last}; the same command continues from there"
+                )
+            if all(member.failure for member in members):
+                return
+
+
+def _starting_population(lanes: list[_Member], problem: Problem, mesh: Mesh) -> tuple[TrainState, Knobs]:
+    """The states of all members, each where its own run would start, and what they differ in."""
+    config = lanes[0].config
+    optimizer = make_optimizer(config.optimizer, problem.num_steps)
+    create = jax.jit(make_creation(config.model, problem.num_outputs, optimizer))
+    one_device = make_mesh(MeshConfig(), jax.devices()[:1])
+    common = set.intersection(*(set(member.steps) for member in lanes))
+    states, keys = [], []
+    for member in lanes:
+        init_key, dropout_key = split_seed(member.config.seed)
+        fresh = create(init_key)
+        state = starting_state(member.config, fresh, one_device, member.checkpoints, max(common, default=None))
+        states.append(jax.device_get(state))
+        keys.append(dropout_key)
+    knobs = Knobs(
+        learning_rate=_floats(member.config.optimizer.learning_rate for member in lanes),
+        weight_decay=_floats(member.config.optimizer.weight_decay for member in lanes),
+        coefficients={
+            name: _floats(_coefficient(member.config, name, value) for member in lanes)
+            for name, value in problem.objective.coefficients.items()
+        },
+        dropout_key=jnp.stack(keys),
+    )
+    return shard_population(mesh, (jax.tree.map(lambda *leaves: np.stack(leaves), *states), knobs))
+
+
+def _floats(values: Iterable[float]) -> np.ndarray:
+    return np.array(list(values), np.float32)
+
+
+def _coefficient(config: RunConfig, name: str, value: float) -> float:
+    return config.task.lm_coef if name == "lm_loss" and not config.is_pretraining else value
+
+
+def make_population_steps(config: RunConfig, problem: Problem, mesh: Mesh) -> tuple[Callable[..., Any], EvalStep]:
+    """The compiled update of all members, from (state, batch, knobs), and the evaluation of one batch by all."""
+
+    def update(state: TrainState, batch: TextBatch | TaskBatch, knobs: Knobs) -> tuple[TrainState, Scalars]:
+        optimizer = make_optimizer(config.optimizer, problem.num_steps, knobs.learning_rate, knobs.weight_decay)
+        objective = copy.copy(problem.objective)
+        objective.coefficients = knobs.coefficients
+        one = make_update(config.model, objective, optimizer, knobs.dropout_key, config.accumulation_steps)
+        return one(state, batch)
+
+    evaluation = make_evaluation(config.model, problem.objective)
+    return (
+        jax.jit(map_population(mesh, update, (0, 0, 0)), donate_argnums=0),
+        jax.jit(map_population(mesh, evaluation, (0, None))),
+    )
+
+
+def _stack_batches(problem: Problem, lanes: list[_Member]) -> grain.MapDataset:
+    """Batch k of every member, stacked: of all seeds it has the same shape."""
+    by_seed = {member.config.seed: problem.batches_of_seed(member.config.seed) for member in lanes}
+
+    def stack(step: int) -> TextBatch | TaskBatch:
+        batch_of = {seed: batches[step] for seed, batches in by_seed.items()}
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *(batch_of[member.config.seed] for member in lanes))
+
+    return grain.MapDataset.range(problem.num_steps).map(stack)
+
+
+def _log_updates(members: list[_Member], step: int, speed: dict[str, Any], window: list[dict[str, np.ndarray]]) -> None:
+    """A line of each member: the means of its own metrics since the last, and the speed of the whole program."""
+    means = {name: np.mean([metrics[name] for metrics in window], axis=0) for name in window[0]}
+    for index, member in enumerate(members):
+        own = {name: float(values[index]) for name, values in means.items()}
+        rate = float(member.schedule(step - 1))
+        member.log(step, "train", {**speed, **own, "learning_rate": rate})
+
+
+def _evaluate(members: list[_Member], step: int, eval_step: EvalStep, params: Params, problem: Problem) -> None:
+    """A line of each member with its scores; a member without finite ones has failed."""
+    results = {
+        split: [jax.device_get(eval_step(params, batch)) for batch in held_out.batches]
+        for split, held_out in problem.held_outs.items()
+    }
+    for index, member in enumerate(members):
+        try:
+            scores = join_scores(
+                {
+                    split: judge_results([_take(result, index) for result in batches], problem, split).scores
+                    for split, batches in results.items()
+                }
+            )
+        except DataError as error:
+            if member.failure is None:
+                member.failure = (step, str(error))
+                members[0].report.say(f"warning: {member.run_dir} stops here, the others go on: {error}")
+            continue
+        member.log(step, "validation", {name: score.value for name, score in scores.items()})
+
+
+def _take(result: Evaluation, index: int) -> Evaluation:
+    return jax.tree.map(lambda leaf: leaf[index], result)
