@@ -12,7 +12,7 @@ import pytest
 from gpt import gin_io
 from gpt.config import ModelConfig, RunConfig
 from gpt.errors import ConfigError
-from gpt.paper.runs import kind_of
+from gpt.paper.runs import kind_of, setting_of
 from gpt.sweeps.grid import make_cells
 from gpt.tasks.registry import TASKS
 
@@ -74,15 +74,31 @@ def test_the_text_of_a_config_is_read_back_to_an_equal_config(file: Path, tmp_pa
     assert gin_io.load([saved]) == config
 
 
-@pytest.mark.parametrize(("file", "count"), [("glue", 24), ("seeds", 18), ("table5", 96)])
+@pytest.mark.parametrize(("file", "count"), [("figure2_left", 78), ("glue", 24), ("seeds", 18), ("table5", 96)])
 def test_every_sweep_has_the_cells_that_its_head_says(file: str, count: int) -> None:
-    assert {path.stem for path in SWEEPS} == {"glue", "seeds", "table5"}
+    assert {path.stem for path in SWEEPS} == {"figure2_left", "glue", "seeds", "table5"}
     base = [CONFIGS / "task" / "cola.gin"] if file == "seeds" else []
-    given = ["pretrained=runs/a", "pretrained_lstm=runs/b"] if file == "table5" else ["RunConfig.init_from=runs/a"]
+    given = {
+        "table5": ["pretrained=runs/a", "pretrained_lstm=runs/b"],
+        "figure2_left": ["pretrained=runs/a"],
+    }.get(file, ["RunConfig.init_from=runs/a"])
     settings = gin_io.load_sweep([*base, CONFIGS / "sweep" / f"{file}.gin"], ["TokenizerConfig.path=tok", *given])
     cells = make_cells(settings, Path("runs"), Path("data"))
     assert len(cells) == count
     assert all(cell.config.task.data_dir == f"data/{cell.config.task.name}" for cell in cells)
+
+
+def test_the_sweep_of_figure_2_left_gives_the_point_without_pre_training_the_same_settings() -> None:
+    sweep, given = CONFIGS / "sweep" / "figure2_left.gin", ["pretrained=runs/a", "TokenizerConfig.path=tok"]
+    layers = make_cells(gin_io.load_sweep([sweep], given), Path("layers"), Path("data"))
+    without = [*given, "sweep/RunConfig.num_transferred_layers=[None]"]
+    files = [sweep, CONFIGS / "paper" / "no_pretraining.gin"]
+    none = make_cells(gin_io.load_sweep(files, without), Path("none"), Path("data"))
+    assert [cell.config.num_transferred_layers for cell in layers[::3]] == [*range(13), *range(13)]
+    assert len(none) == 6
+    for cell in none:
+        (full,) = [c for c in layers if c.name == cell.name.replace("=None", "=12")]
+        assert dataclasses.replace(setting_of(full.config), init_from=None) == setting_of(cell.config)
 
 
 def test_gpt1_is_the_default_and_sets_every_number_of_the_architecture() -> None:

@@ -198,6 +198,13 @@ def test_what_an_axis_file_itself_says_cannot_be_undone() -> None:
     )
 
 
+def test_what_an_axis_file_says_may_be_said_again() -> None:
+    write("race.gin", f"{TASK}TaskConfig.truncate = True")
+    write("mnli.gin", TASK.replace("cola", "mnli"))
+    cells = cells_of("sweep/gin_file.task = ['race.gin', 'mnli.gin']\nTaskConfig.truncate = True")
+    assert [cell.config.task.truncate for cell in cells] == [True, True]
+
+
 def test_a_file_of_an_axis_has_no_axes_and_no_directory() -> None:
     write("b.gin", "sweep/RunConfig.seed = [1]")
     assert "b.gin is itself a value of an axis, and has none" in error_of(f"{TASK}sweep/gin_file.x = ['b.gin']")

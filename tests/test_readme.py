@@ -45,9 +45,14 @@ def test_the_walk_through_runs_as_it_stands(checkout: Path) -> None:
     rows = [json.loads(line) for line in done.stdout.splitlines() if '"metric"' in line]
     assert {row["metric"]: row["n"] for row in rows if row["task"] == "cola"}["matthews"] == 20
     scored = next(json.loads(line) for line in done.stdout.splitlines() if '"logprobs"' in line)
-    assert scored["ids"] == json.loads(done.stdout.splitlines()[-1])
+    (encoded,) = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert scored["ids"] == json.loads(encoded)
     assert len(scored["logprobs"]) == len(scored["ids"]) > 3
-    assert (checkout / "runs" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert re.findall(r"cola, (\d) of 4 layers transferred: matthews median", done.stdout) == ["2", "4"]
+    assert "cola: no runs for no pre-training, 0, 1, 3" in done.stderr
+    assert re.search(r"cola: matthews \S+ over 20 at step 20", done.stdout)
+    for name in ("loss", "layers", "zero_shot"):
+        assert (checkout / "runs" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

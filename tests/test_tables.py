@@ -16,7 +16,7 @@ from toy import Command, Run
 
 from gpt import gin_io
 from gpt.config import ModelConfig, OptimizerConfig, RunConfig, TaskConfig, TokenizerConfig
-from gpt.paper.published import TABLES, load_published, normalised_zero_shot, published_table
+from gpt.paper.published import TABLES, load_published, published_table, zero_shot_scale
 from gpt.paper.render import NOTE
 from gpt.paper.runs import kind_of
 from gpt.paper.tables import COLUMNS
@@ -122,11 +122,28 @@ def test_every_row_fits_its_columns_and_every_table_names_its_source() -> None:
         assert set(table.columns) <= COLUMNS.keys()
 
 
-def test_a_zero_shot_score_is_0_for_a_guess_and_1_for_the_best_of_the_time() -> None:
-    assert normalised_zero_shot("sst2", 50.0) == 0
-    assert normalised_zero_shot("sst2", 93.2) == 1
-    assert normalised_zero_shot("cola", 17.5) == pytest.approx(0.5)
-    assert normalised_zero_shot("race", 59.0) is None
+@pytest.mark.parametrize(
+    ("task", "guess", "best", "half"),
+    [
+        ("cola", 0.0, 35.0, 17.5),
+        ("sst2", 50.0, 93.2, 71.6),
+        ("race", 25.0, 53.3, 39.15),
+        ("winograd", 50.0, 100.0, 75.0),
+    ],
+)
+def test_a_zero_shot_score_is_0_for_a_guess_and_1_for_the_best_of_the_time(
+    task: str, guess: float, best: float, half: float
+) -> None:
+    scale = zero_shot_scale(task)
+    assert [scale.normalise(percent) for percent in (guess, half, best)] == pytest.approx([0, 0.5, 1])
+    assert scale.best_is == ("all answers right" if task == "winograd" else "the best earlier result")
+
+
+def test_the_best_of_the_time_are_those_of_the_tables() -> None:
+    for task, best in load_published()["zero_shot"]["state_of_the_art"].items():
+        table = published_table(3 if task == "race" else 4)
+        column = table.columns.index(task)
+        assert best == max(row.values[column] or 0 for row in table.rows if row.kind is None)
 
 
 # Which run belongs where

@@ -14,8 +14,10 @@ from sklearn.metrics import matthews_corrcoef
 from toy import Command, Run, toy_sentences, write_rows
 
 from gpt.config import MeshConfig
+from gpt.errors import DataError
 from gpt.evaluation.zero_shot import best_threshold
 from gpt.evaluation.zero_shot_questions import Candidate, _around_pronoun, read_questions
+from gpt.paper.zero_shot import draw_zero_shot
 from gpt.sharding import make_mesh
 from gpt.text.tokenizer import Tokenizer
 from gpt.text.training import train_bpe
@@ -103,6 +105,7 @@ def test_cola_is_the_mean_log_probability_against_the_median(
         **{"model": str(pretrained.path), "step": 24, "task": "cola", "metric": "matthews", "n": 12, "num_cut": 0},
         **{"threshold": pytest.approx(np.median(scores), abs=1e-5), "threshold_from": "median of the scores"},
         **{"value": pytest.approx(value), "normalised": pytest.approx(value / 0.35)},
+        **{"best": 35.0, "best_is": "the best earlier result"},
     }
 
 
@@ -170,7 +173,7 @@ def test_winograd_compares_what_follows_each_candidate(
         ]
         hits += int(np.argmax(scores)) == example["label"]
     assert (row["metric"], row["value"], row["n"]) == ("accuracy", hits / 2, 2)
-    assert "normalised" not in row
+    assert (row["normalised"], row["best_is"]) == (2 * (hits / 2) - 1, "all answers right")
 
 
 def test_race_takes_the_likeliest_answer_behind_passage_and_question_and_counts_what_was_cut(
@@ -213,7 +216,10 @@ def test_nothing_behind_the_pronoun_is_a_tie_and_the_first_is_chosen(
     row = {"text": "the cat saw the dog and it", "pronoun": "it", "choices": ["the cat", "the dog"]}
     write_rows(tmp_path / "rows.jsonl", [{**row, "label": 0}, {**row, "label": 1}, {**row, "label": 1}])
     command = zeroshot("--model", pretrained.path, "--task", "winograd", "--data", tmp_path / "rows.jsonl")
-    assert command.out == "winograd: accuracy 0.3333 over 3 at step 24; 3 ties, the first chosen\n"
+    assert command.out == (
+        "winograd: accuracy 0.3333 over 3 at step 24; -0.333 between random guess (0) and all answers right (1); "
+        "3 ties, the first chosen\n"
+    )
 
 
 def test_one_class_has_no_correlation_and_the_row_says_so(
@@ -245,6 +251,29 @@ def test_every_kept_checkpoint_is_scored_by_its_own_weights(
         scores = [expected_log_probs(params, ids[:1], ids[1:]).mean() for ids in encoded]
         assert row["threshold"] == pytest.approx(np.median(scores), abs=1e-5)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_tasks_are_lines_of_one_picture_over_updates_on_a_log_axis_in_a_style_for_each_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("gpt.paper.zero_shot.save_figure", lambda figure, _: drawn.append(figure))
+    rows = [
+        {"model": model, "step": step, "task": task, "normalised": step / 1000 + color}
+        for model in ("transformer", "lstm")
+        for step in (100, 10, 0)
+        for color, task in enumerate(ROWS)
+    ]
+    draw_zero_shot(rows, Path("x.png"))
+    (axes,) = drawn[0].axes
+    assert axes.get_xscale() == "log"
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 2 and "(1 is " in str(line.get_label())]
+    assert len(lines) == 8
+    assert lines[0].get_label() == "cola (1 is 35), transformer"
+    assert (list(lines[0].get_xdata()), list(lines[0].get_ydata())) == ([10, 100], pytest.approx([0.01, 0.1]))
+    assert [line.get_linestyle() for line in lines] == ["-", "--"] * 4
+    assert [line.get_color() for line in lines[::2]] == [line.get_color() for line in lines[1::2]]
+    assert len({line.get_color() for line in lines}) == 4
 
 
 def test_several_models_are_asked_one_after_the_other(
@@ -352,9 +381,6 @@ def test_weights_that_are_no_run_have_no_checkpoints_and_need_a_tokenizer(
 
 
 def test_scores_without_a_step_cannot_be_drawn(tmp_path: Path) -> None:
-    from gpt.errors import DataError
-    from gpt.paper.zero_shot import draw_zero_shot
-
     row = {"model": "m", "task": "race", "metric": "accuracy", "value": 0.5}
     with pytest.raises(DataError, match="no scores to draw against updates"):
         draw_zero_shot([row, {**row, "step": 0}], tmp_path / "x.png")

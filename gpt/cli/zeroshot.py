@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for cola: rows to choose the threshold on (the training split); default: the median of the scores",
     )
     parser.add_argument("--checkpoints", action="store_true", help="every checkpoint that a run has kept")
-    parser.add_argument("--output", type=Path, metavar="FILE.png", help="draw the scores against updates")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.png", help="draw all scores against updates, in one picture"
+    )
     parser.add_argument("--json", action="store_true", help="print one object a score a line on standard output")
 
 
@@ -62,8 +64,7 @@ def _describe(row: dict[str, Any]) -> str:
     parts = [f"{row['task']}: {row['metric']} {row['value']:.4g} over {row['n']}"]
     if "step" in row:
         parts[0] += f" at step {row['step']}"
-    if "normalised" in row:
-        parts.append(f"{row['normalised']:.3g} between random guess (0) and the best earlier model (1)")
+    parts.append(f"{row['normalised']:.3g} between random guess (0) and {row['best_is']} (1)")
     if "threshold" in row:
         parts.append(f"acceptable above {row['threshold']:.4g}, the {row['threshold_from']}")
     if row.get("num_ties"):

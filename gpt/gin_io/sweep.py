@@ -135,7 +135,7 @@ def _refuse_undone(bindings: Sequence[Binding]) -> None:
     last = {binding.key: binding for binding in bindings}
     for binding in bindings:
         winner = last[binding.key]
-        if binding.axis and winner.axis != binding.axis:
+        if binding.axis and winner.axis != binding.axis and winner.value != binding.value:
             by = f"the axis sweep/{winner.axis}, {winner.where}" if winner.axis else winner.where
             raise ConfigError(
                 f"{binding.where}: `{binding.key}` is set by the axis sweep/{binding.axis}, and once more by {by}, "

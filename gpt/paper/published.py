@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 TABLES = (2, 3, 4, 5)
 """The tables of results; table 1 lists data sets."""
@@ -45,8 +45,20 @@ def published_table(number: int) -> PublishedTable:
     return PublishedTable(number, table["title"], table["source"], tuple(table["columns"]), rows)
 
 
-def normalised_zero_shot(task: str, percent: float) -> float | None:
-    """The score between a random guess (0) and the best single model of the time (1); None without a known best."""
+class Scale(NamedTuple):
+    """What figure 2 right calls 0 and 1, in percent, and what the score of 1 is."""
+
+    guess: float
+    best: float
+    best_is: str
+
+    def normalise(self, percent: float) -> float:
+        """The place of a score on the scale; below 0 when it is worse than a guess."""
+        return (percent - self.guess) / (self.best - self.guess)
+
+
+def zero_shot_scale(task: str) -> Scale:
+    """From a random guess to the best of the time, or to all answers right where the paper prints no best."""
     constants = load_published()["zero_shot"]
-    best, guess = constants["state_of_the_art"].get(task), constants["random"][task]
-    return None if best is None else (percent - guess) / (best - guess)
+    guess, best = constants["random"][task], constants["state_of_the_art"].get(task)
+    return Scale(guess, 100.0, "all answers right") if best is None else Scale(guess, best, "the best earlier result")

@@ -13,7 +13,7 @@ from gpt.evaluation.zero_shot import zero_shot_score
 from gpt.evaluation.zero_shot_questions import Questions, read_questions
 from gpt.interop.weights import Model
 from gpt.model.gpt import Params
-from gpt.paper.published import load_published, normalised_zero_shot
+from gpt.paper.published import zero_shot_scale
 from gpt.sharding import make_mesh
 from gpt.training.checkpoint import find_checkpoint, load_params, saved_steps
 from gpt.training.model_dir import detect_format
@@ -29,8 +29,8 @@ class Data(NamedTuple):
 def score_model(directory: Path, model: Model, data: Data, *, all_checkpoints: bool) -> Iterator[dict[str, Any]]:
     """One row a task and, with `all_checkpoints`, a step: what `zero_shot_score` gives, `model` and `step`.
 
-    `normalised` is 0 for a random guess and 1 for the best single model that the paper compares with,
-    where it prints one. Models that are no runs have no `step`.
+    `normalised` is the score on the task's scale, and `best`, in percent, is where that has its 1. Models
+    that are no runs have no `step`.
 
     Raises:
       DataError: no tokenizer, no checkpoint, or a row that cannot be asked.
@@ -62,14 +62,14 @@ def _weights(
 
 def _row(model: Model, params: Params, questions: Questions, threshold: Questions | None) -> dict[str, Any]:
     row = zero_shot_score(model.config, params, questions, threshold if questions.task == "cola" else None)
-    normalised = normalised_zero_shot(row["task"], 100 * row["value"])
-    return row if normalised is None else {**row, "normalised": normalised}
+    scale = zero_shot_scale(row["task"])
+    return {**row, "normalised": scale.normalise(100 * row["value"]), "best": scale.best, "best_is": scale.best_is}
 
 
 def draw_zero_shot(rows: Sequence[dict[str, Any]], output: Path) -> None:
-    """Writes a PNG with a panel a task: each model's score against its updates, on a log axis.
+    """Writes a PNG with a line for each task and model: normalised score against updates, on a log axis.
 
-    Lines mark a random guess and, where the paper prints one, the best single model of the time.
+    A task has its colour and a model its style, as the paper draws the transformer solid and the LSTM dashed.
 
     Raises:
       DataError: no row has a step greater than 0, or the picture cannot be written.
@@ -81,20 +81,18 @@ def draw_zero_shot(rows: Sequence[dict[str, Any]], output: Path) -> None:
         raise DataError("--output: no scores to draw against updates; give runs of train.py, best with --checkpoints")
     tasks = list(dict.fromkeys(row["task"] for row in drawn))
     models = list(dict.fromkeys(row["model"] for row in drawn))
-    constants = load_published()["zero_shot"]
-    figure = Figure(figsize=(4 * len(tasks), 3.6), layout="constrained")
-    for index, task in enumerate(tasks):
-        metric = next(row["metric"] for row in drawn if row["task"] == task)
-        axes = figure.add_subplot(1, len(tasks), index + 1, title=task, xlabel="updates", ylabel=f"{metric} x 100")
-        axes.set_xscale("log")
-        for color, model in enumerate(models):
-            points = sorted((r["step"], 100 * r["value"]) for r in drawn if (r["task"], r["model"]) == (task, model))
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel="updates", ylabel="score from a random guess (0) to the best (1)", xscale="log")
+    for color, task in enumerate(tasks):
+        scale = zero_shot_scale(task)
+        for index, model in enumerate(models):
+            points = sorted((r["step"], r["normalised"]) for r in drawn if (r["task"], r["model"]) == (task, model))
             if points:
-                steps, values = zip(*points, strict=True)
-                axes.plot(steps, values, "o-", color=f"C{color}", markersize=3, label=Path(model).name)
-        axes.axhline(constants["random"][task], color="gray", linestyle=":", label="random guess")
-        if task in constants["state_of_the_art"]:
-            axes.axhline(constants["state_of_the_art"][task], color="gray", linestyle="--", label="best earlier model")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+                label = f"{task} (1 is {scale.best:g})" + (f", {model}" if len(models) > 1 else "")
+                style = ("-", "--", ":", "-.")[index % 4]
+                axes.plot(*zip(*points, strict=True), style, marker="o", color=f"C{color}", markersize=3, label=label)
+    for level in (0, 1):
+        axes.axhline(level, color="gray", linewidth=0.8)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
     save_figure(figure, output)
