@@ -47,7 +47,8 @@ class TransformerReader:
     ) -> tuple[Float[Array, "B T D"], Memory]:
         """Hidden states of T more tokens, and the memory of all.
 
-        The mask is false on padding, whose states mean nothing. Tokens are counted from 0 in each row, padding left out, as `Transformer` does.
+        The mask is false on padding, whose states mean nothing. Tokens are counted from 0 in each row,
+        padding left out, as `Transformer` does.
         """
         first, length = memory.num_filled[0], tokens.shape[1]
         positions = memory.is_token.sum(-1, keepdims=True) + jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)

@@ -77,12 +77,13 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B T D"], visible: Bool[Array, "#B 1 T T"], key: Key[Array, ""] | None
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T T"]]:
         """What each position gathers from those that are visible to it, and in which proportions."""
-        return self.attend(*self.project(x), visible, key)
+        q, k, v = self.project(x)
+        return self.attend(q, k, v, visible, key)
 
-    def project(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T H K"], ...]:
+    def project(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T H K"]]:
         """Queries, keys and values."""
         heads = (*x.shape[:-1], self.config.num_heads, self.config.head_dim)
-        return tuple(third.reshape(heads) for third in jnp.split(self.qkv(x), 3, axis=-1))
+        return [third.reshape(heads) for third in jnp.split(self.qkv(x), 3, axis=-1)]
 
     def attend(
         self,
