@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from gpt import gin_io
 from gpt.cli.launch import parse_flags, run_guarded
+from gpt.training.profiling import ProfileSteps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,12 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--gin_file", action="append", default=[], metavar="FILE", help="a gin config; repeatable, later files win"
     )
+    parser.add_argument("--profile_steps", metavar="FIRST:LAST", help="updates to trace into RUN/profile")
     args, overrides = parse_flags(parser, argv)
     config = gin_io.load(args.gin_file, overrides)
+    profile_steps = None if args.profile_steps is None else ProfileSteps.parse(args.profile_steps)
 
     from gpt.training.loop import train  # starts JAX: only once all settings hold
 
-    print(json.dumps(train(config)))
+    print(json.dumps(train(config, profile_steps)))
     return 0
 
 

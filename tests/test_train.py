@@ -1,6 +1,9 @@
 """train.py as a user runs it, on a toy language: what a run leaves behind, resuming, fine-tuning, and refusals."""
 
 import dataclasses
+import gzip
+import json
+import re
 import runpy
 import shutil
 import signal
@@ -21,11 +24,12 @@ from gpt.model.gpt import Params, param_shapes
 from gpt.sharding import make_mesh
 from gpt.text.training import train_bpe
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
+from gpt.training.goodput import PARTS
 from gpt.training.loop import starting_state
 from gpt.training.run_dir import load_config, read_metrics
 from gpt.training.state import TrainState, transfer
 
-SPEED = {"tokens_per_second", "mfu"}
+SPEED = {"tokens_per_second", "step_seconds", "mfu_measured", "measured_tflops", "peak_process_gib"}
 
 
 def final_params(run_dir: Path) -> Params:
@@ -37,7 +41,8 @@ def assert_bit_equal(one: Params, other: Params) -> None:
 
 
 def metrics_without_speed(run_dir: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in SPEED} for line in read_metrics(run_dir)]
+    lines = [line for line in read_metrics(run_dir) if line["kind"] != "time"]
+    return [{key: value for key, value in line.items() if key not in SPEED} for line in lines]
 
 
 def contents(directory: Path) -> dict[Path, bytes]:
@@ -72,15 +77,27 @@ def test_the_loss_falls_and_the_last_line_holds_run_step_and_final_losses(pretra
     assert lines[0]["lm_loss"] == pytest.approx(np.log(100), rel=0.1)
     assert result["train"]["lm_loss"] < 0.7 * lines[0]["lm_loss"]
     assert result["validation"]["perplexity"] == pytest.approx(np.exp(result["validation"]["lm_loss"]))
-    assert (result["train"], result["validation"]) == (lines[-2], lines[-1])
+    assert (result["train"], result["validation"]) == (lines[-3], lines[-2])
 
 
 def test_the_metrics_file_is_complete_and_ascending(pretrained: Run) -> None:
     lines = read_metrics(pretrained.path)
-    steps = {kind: [line["step"] for line in lines if line["kind"] == kind] for kind in ("train", "validation")}
-    assert steps == {"train": list(range(1, 25)), "validation": [8, 16, 24]}
+    steps = {kind: [line["step"] for line in lines if line["kind"] == kind] for kind in ("train", "validation", "time")}
+    assert steps == {"train": list(range(1, 25)), "validation": [8, 16, 24], "time": [10, 20, 24]}
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
-    assert lines[-2].keys() == {"step", "kind", "loss", "lm_loss", "gradient_norm", "learning_rate"} | SPEED
+    assert lines[-3].keys() == {"step", "kind", "loss", "lm_loss", "gradient_norm", "learning_rate"} | SPEED
+
+
+def test_the_time_is_accounted_for(pretrained: Run) -> None:
+    (result,) = pretrained.command.rows
+    for time in [line for line in read_metrics(pretrained.path) if line["kind"] == "time"] + [result["time"]]:
+        assert sum(time[part] for part in PARTS) == pytest.approx(1)
+        assert all(time[part] >= 0 for part in PARTS)
+        assert min(time["update"], time["save"]) > 0
+    lines = [line for line in read_metrics(pretrained.path) if line["kind"] == "time"]
+    assert result["time"]["seconds"] == pytest.approx(sum(line["seconds"] for line in lines))
+    assert lines[0]["compile"] > 0
+    assert (lines[1]["compile"], lines[1]["evaluate"] > 0) == (0, True)
 
 
 def test_events_for_tensorboard_are_written(pretrained: Run) -> None:
@@ -90,8 +107,12 @@ def test_events_for_tensorboard_are_written(pretrained: Run) -> None:
 
 def test_progress_is_plain_lines_when_there_is_no_terminal(pretrained: Run) -> None:
     lines = pretrained.command.err.splitlines()
-    assert len(lines) == 1 + 24 + 3
-    assert lines[-1].startswith("step 24/24 validation: lm_loss ")
+    assert len(lines) == 1 + 24 + 3 + 3
+    assert lines[-2].startswith("step 24/24 validation: lm_loss ")
+    assert re.match(r"step 24/24 time: [\d.]+ s, compile [\d.]+%, data wait .*, other [\d.]+%", lines[-1])
+    assert re.search(
+        r"tokens/s, [\d.]+% of a measured matrix product, that of .*GiB at most in this process", lines[-3]
+    )
     assert pretrained.command.err.isascii()
     assert "\x1b" not in pretrained.command.err
     assert "\r" not in pretrained.command.err
@@ -145,6 +166,7 @@ def test_a_run_stopped_by_sigterm_and_repeated_equals_an_undisturbed_one(
     assert stopped.err.endswith(f"error: SIGTERM: saved step {stop} of {last}; the same command continues from there\n")
     resumed = train_to(tmp_path / "run", undisturbed.flags[:-1])
     assert f"step {stop}/" not in resumed.command.err
+    assert next(line["step"] for line in read_metrics(tmp_path / "run") if line["kind"] == "time") <= stop
     assert_bit_equal(final_params(tmp_path / "run"), final_params(undisturbed.path))
     assert metrics_without_speed(tmp_path / "run") == metrics_without_speed(undisturbed.path)
 
@@ -191,6 +213,38 @@ def test_a_checkpoint_of_other_arrays_is_refused(tmp_path: Path, like: TrainStat
         assert_bit_equal(checkpoints.restore(5, state_of(2)).params, state_of(2).params)
         with pytest.raises(DataError, match=message):
             checkpoints.restore(5, like)
+
+
+# Profiling
+
+
+def test_profiled_updates_leave_a_trace_and_the_config_as_it_was(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    flags = [flag for flag in toy.pretrain_flags if "max_steps" not in flag]
+    flags += ["--gin.RunConfig.max_steps=3", f"--gin.RunConfig.output_dir={tmp_path / 'run'}", "--profile_steps=2:3"]
+    main = runpy.run_path(str(ROOT / "train.py"))["main"]
+    assert main(flags) == 0
+    (trace,) = (tmp_path / "run" / "profile").rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    updates = {event["args"]["step_num"] for event in events if event.get("name") == "update"}
+    assert updates == {"2", "3"}
+    assert "profile_steps" not in (tmp_path / "run" / "config.gin").read_text()
+    capsys.readouterr()
+    assert run_guarded(lambda: main(flags)) == 2
+    assert "is finished; set another RunConfig.output_dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["10", "10-13", "0:3", "13:10", "a:b", "-1:3", ""])
+def test_a_malformed_range_to_profile_is_refused(toy: Toy, refusal: Callable[..., str], text: str) -> None:
+    error = refusal(*toy.pretrain_flags, f"--profile_steps={text}")
+    assert f"--profile_steps {text!r}: expected FIRST:LAST with 1 <= FIRST <= LAST, such as 10:13" in error
+
+
+def test_a_range_to_profile_beyond_the_run_is_refused(toy: Toy, refusal: Callable[..., str]) -> None:
+    error = refusal(*toy.pretrain_flags, "--profile_steps=20:25")
+    assert "--profile_steps 20:25: this run is to make the updates 1 to 24: give a range within them" in error
 
 
 # From pretrained weights

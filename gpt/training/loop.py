@@ -13,10 +13,12 @@ from gpt.sharding import check_divisible, make_mesh, shard_batch
 from gpt.text.tokenizer import Tokenizer
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
 from gpt.training.evaluate import evaluate
+from gpt.training.goodput import total_shares
 from gpt.training.interrupt import StopSignals
 from gpt.training.meter import Meter
 from gpt.training.optimizer import make_optimizer, make_schedule
 from gpt.training.problem import Problem, load_problem
+from gpt.training.profiling import Profiler, ProfileSteps
 from gpt.training.report import Report
 from gpt.training.run_dir import (
     load_config,
@@ -30,8 +32,10 @@ from gpt.training.state import TrainState, create_state, split_seed, transfer
 from gpt.training.steps import make_eval_step, make_train_step
 
 
-def train(config: RunConfig) -> dict[str, Any]:
+def train(config: RunConfig, profile_steps: ProfileSteps | None = None) -> dict[str, Any]:
     """Runs, or continues, the training that `config` describes; the summary of a finished run at once.
+
+    `profile_steps` are traced by jax.profiler into RUN/profile.
 
     Raises:
       GPTError: a setting or a file cannot be used; nothing has been overwritten then.
@@ -40,13 +44,17 @@ def train(config: RunConfig) -> dict[str, Any]:
     tokenizer, problem = load_inputs(config)
     mesh = make_mesh(config.mesh)
     check_divisible(mesh, config.model, config.batch_size, config.accumulation_steps)
+    if profile_steps is not None:
+        profile_steps.require_within(1, problem.num_steps)
 
     run_dir = open_run(config, tokenizer)
     finished = read_result(run_dir)
     if finished is not None:
+        if profile_steps is not None:
+            raise ConfigError(f"--profile_steps: the run in {run_dir} is finished; set another RunConfig.output_dir")
         return finished
     with Checkpoints(run_dir, config.checkpoint) as checkpoints:
-        result = _train(config, problem, mesh, run_dir, checkpoints)
+        result = _train(config, problem, mesh, run_dir, checkpoints, profile_steps)
     write_result(run_dir, result)
     return result
 
@@ -65,36 +73,52 @@ def load_inputs(config: RunConfig) -> tuple[Tokenizer, Problem]:
     return tokenizer, problem
 
 
-def _train(config: RunConfig, problem: Problem, mesh: Mesh, run_dir: Path, checkpoints: Checkpoints) -> dict[str, Any]:
+def _train(
+    config: RunConfig,
+    problem: Problem,
+    mesh: Mesh,
+    run_dir: Path,
+    checkpoints: Checkpoints,
+    profile_steps: ProfileSteps | None,
+) -> dict[str, Any]:
+    meter = Meter(config.model, with_softmax="lm_loss" in problem.objective.coefficients)
     optimizer = make_optimizer(config.optimizer, problem.num_steps)
     init_key, dropout_key = split_seed(config.seed)
     state, shardings = create_state(config.model, problem.num_outputs, optimizer, init_key, mesh)
     state = starting_state(config, state, mesh, checkpoints, checkpoints.latest_step)
-    train_step = make_train_step(
-        config.model, problem.objective, optimizer, dropout_key, config.accumulation_steps, shardings
+    train_step = meter.timed(
+        make_train_step(config.model, problem.objective, optimizer, dropout_key, config.accumulation_steps, shardings)
     )
     eval_step = make_eval_step(config.model, problem.objective)
     schedule = make_schedule(config.optimizer, problem.num_steps)
-    meter = Meter(config.model)
 
     first, last = int(state.step), problem.num_steps
+    if profile_steps is not None:
+        profile_steps.require_within(first + 1, last)
     title = config.task.name or "pretraining"
-    with Report(run_dir, first, last, title) as report, StopSignals() as signals:
+    with (
+        Report(run_dir, first, last, title) as report,
+        StopSignals() as signals,
+        Profiler(profile_steps, run_dir / "profile") as profiler,
+    ):
         report.say(f"{title}: {last} updates, {describe(problem.facts)}; run directory {run_dir}")
         for note in problem.notes:
             report.say(f"warning: {note}")
-        for step, batch in enumerate(iterate(problem.train_batches, first, last), first + 1):
-            state, metrics = train_step(state, shard_batch(mesh, batch))
-            meter.add(metrics, batch)
+        for step, batch in enumerate(meter.waiting(iterate(problem.train_batches, first, last)), first + 1):
+            with profiler.update(step, meter.wait):
+                state, metrics = train_step(state, shard_batch(mesh, batch))
+                meter.add(metrics, batch)
             report.advance(step)
             if step % config.log_every_steps == 0 or step == last:
                 report.log(step, "train", {**meter.read(), "learning_rate": float(schedule(step - 1))})
             if step % config.evaluate_every_steps == 0 or step == last:
-                with meter.paused():
+                with meter.spent("evaluate"):
                     scores = evaluate(eval_step, state.params, problem, mesh)
                 report.log(step, "validation", {name: score.value for name, score in scores.items()})
             if step % config.checkpoint.save_every_steps == 0 or step == last or signals.received:
-                checkpoints.save(state)
+                with meter.spent("save"):
+                    checkpoints.save(state)
+                report.log(step, "time", meter.read_time())
             if signals.received and step < last:
                 raise Preempted(
                     f"{signals.received}: saved step {step} of {last}; the same command continues from there"
@@ -103,8 +127,11 @@ def _train(config: RunConfig, problem: Problem, mesh: Mesh, run_dir: Path, check
 
 
 def summary(run_dir: Path, problem: Problem) -> dict[str, Any]:
-    """What a finished run has for a result: its last log lines, and what was counted in its data."""
-    latest = {line["kind"]: line for line in read_metrics(run_dir)}
+    """What a finished run has for a result: its last log lines, all its time, and what was counted in its data."""
+    lines = read_metrics(run_dir)
+    latest = {line["kind"]: line for line in lines}
+    if "time" in latest:
+        latest["time"] = total_shares(line for line in lines if line["kind"] == "time")
     return {"run": str(run_dir), "step": problem.num_steps, **latest, **problem.facts}
 
 

@@ -129,7 +129,7 @@ class _Member:
         self.report = stack.enter_context(Report(run_dir, self._last_step, problem.num_steps, title, is_shown=is_shown))
         self.failure: tuple[int, str] | None = None
 
-    def log(self, step: int, kind: str, values: dict[str, float]) -> None:
+    def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
         if step > self._last_step and self.failure is None:
             self.report.log(step, kind, values)
 
@@ -147,12 +147,14 @@ class _Member:
 
 def _train(members: list[_Member], problem: Problem, mesh: Mesh) -> None:
     config = members[0].config
+    meter = Meter(config.model, with_softmax="lm_loss" in problem.objective.coefficients)
     # Every device takes as many members; copies of the last fill it up and go nowhere.
     lanes = [*members, *members[-1:] * (-len(members) % mesh.size)]
     state, knobs = _starting_population(lanes, problem, mesh)
     train_step, eval_step = make_population_steps(config, problem, mesh)
+    train_step = meter.timed(train_step)
     batches = _stack_batches(problem, lanes)
-    meter, window = Meter(config.model), []
+    window = []
 
     first, last = int(jax.device_get(state.step)[0]), problem.num_steps
     report = members[0].report
@@ -163,7 +165,7 @@ def _train(members: list[_Member], problem: Problem, mesh: Mesh) -> None:
         )
         for note in problem.notes:
             report.say(f"warning: {note}")
-        for step, batch in enumerate(iterate(batches, first, last), first + 1):
+        for step, batch in enumerate(meter.waiting(iterate(batches, first, last)), first + 1):
             state, metrics = train_step(state, shard_population(mesh, batch), knobs)
             meter.add(metrics, jax.tree.map(lambda leaf: leaf[: len(members)], batch))
             window.append(metrics)
@@ -172,11 +174,15 @@ def _train(members: list[_Member], problem: Problem, mesh: Mesh) -> None:
                 _log_updates(members, step, meter.read(), jax.device_get(window))
                 window = []
             if step % config.evaluate_every_steps == 0 or step == last:
-                with meter.paused():
+                with meter.spent("evaluate"):
                     _evaluate(members, step, eval_step, state.params, problem)
             if step % config.checkpoint.save_every_steps == 0 or step == last or signals.received:
-                for index, member in enumerate(members):
-                    member.save(step, state, index)
+                with meter.spent("save"):
+                    for index, member in enumerate(members):
+                        member.save(step, state, index)
+                time = meter.read_time()
+                for member in members:
+                    member.log(step, "time", time)
             if signals.received and step < last:
                 raise Preempted(
                     f"{signals.received}: saved step {step} of {last}; the same command continues from there"

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gpt.files import write_atomically
+from gpt.training.goodput import PARTS
 from gpt.training.run_dir import read_metrics, write_num_steps
 
 
@@ -69,11 +70,12 @@ class Report:
         self._console.print(text, markup=False)
 
     def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """Keeps the values of `kind` ("train" or "validation") at `step`, and shows them."""
+        """Keeps the values of `kind` ("train", "validation" or "time") at `step`, and shows them."""
         self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+            if not isinstance(value, str):
+                self._events.add_scalar(f"{kind}/{name}", value, step)
         text = ", ".join(_format(name, value) for name, value in values.items())
         if kind == "train" and not self._bar.disable:
             self._bar.update(self._task, status=text)
@@ -88,8 +90,21 @@ class Report:
         return f", {int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d} left"
 
 
-_SHOWN = {"tokens_per_second": "{:,.0f} tokens/s", "mfu": "MFU {:.1%}", "learning_rate": "lr {:.2e}"}
+_SHOWN = {
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "mfu": "MFU {:.1%}",
+    "mfu_measured": "{:.1%} of a measured matrix product",
+    "measured_tflops": "that of {:.3g} TFLOP/s",
+    "step_seconds": "{:.3g} s an update",
+    "slowest_host": "slowest host {}",
+    "slowest_host_seconds": "{:.3g} s of its own",
+    "peak_device_gib": "{:.2f} GiB at most on a device",
+    "peak_process_gib": "{:.2f} GiB at most in this process",
+    "learning_rate": "lr {:.2e}",
+    "seconds": "{:,.1f} s",
+    **{part: part.replace("_", " ") + " {:.1%}" for part in PARTS},
+}
 
 
-def _format(name: str, value: float | int) -> str:
+def _format(name: str, value: float | int | str) -> str:
     return _SHOWN.get(name, name + " {:.4g}").format(value)

@@ -5,6 +5,7 @@ tokenizer/          a copy of the vocabulary, so that the run stands alone
 checkpoints/STEP/   parameters and optimizer state
 num_steps           how many updates the run takes
 metrics.jsonl       one JSON object a log line, steps ascending
+profile/            traces of `train.py --profile_steps`
 result.json         the summary, once the run is finished
 """
 
