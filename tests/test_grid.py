@@ -107,6 +107,17 @@ def test_a_task_reads_its_folder_of_the_data_root_unless_it_names_its_own() -> N
     assert [cell.config.task.data_dir for cell in own] == ["mine", "mine"]
 
 
+def test_a_folder_of_the_data_root_may_have_the_published_spelling_of_its_task() -> None:
+    for name in ("SST-2", "cola", "CoLA"):
+        Path("data", name).mkdir(parents=True)
+    text = "sweep/TaskConfig.name = ['sst2', 'cola', 'rte']\n"
+    folders = [cell.config.task.data_dir for cell in cells_of(text, data_root=Path("data"))]
+    assert folders == ["data/SST-2", "data/cola", "data/rte"]
+    Path("data", "sst_2").mkdir()
+    with pytest.raises(ConfigError, match="'data' has several folders for the task 'sst2': SST-2, sst_2"):
+        cells_of(text, data_root=Path("data"))
+
+
 def test_shards_part_the_cells_among_them() -> None:
     cells = list(range(7))
     assert take_shard(cells, "1/3") == [0, 3, 6]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,18 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
-from toy import ROOT, Command, Toy
+from toy import ROOT, Command, Toy, run_python, run_until
 
-from gpt.config import RunConfig, TaskConfig, TokenizerConfig
+from gpt.config import MeshConfig, RunConfig, TaskConfig, TokenizerConfig
 from gpt.errors import ConfigError, DataError, Preempted, SweepError
 from gpt.files import create
+from gpt.sharding import make_mesh
 from gpt.sweeps import lease as leases
 from gpt.sweeps.directory import attempts_of, open_sweep, read_sweep
 from gpt.sweeps.grid import Cell
 from gpt.sweeps.lease import Lease, claim, latest_attempt
 from gpt.sweeps.status import count_states, make_table, read_status
 from gpt.sweeps.worker import run_sweep
+from gpt.training.checkpoint import find_checkpoint, load_params
 from gpt.training.run_dir import read_result, write_num_steps, write_result
 
 
@@ -223,6 +228,26 @@ def test_a_process_that_was_taken_over_leaves_at_once(
     assert "error: cell: no sign of life was seen for 300 s, and another process has taken over" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to tell whether a process lives")
+def test_a_cell_whose_worker_was_killed_is_taken_over_at_once(cells: list[Cell], tmp_path: Path) -> None:
+    output, train = tmp_path / "sweep", FakeTrain()
+    open_sweep(output, cells)
+    script = (
+        "import sys, time; from pathlib import Path; from gpt.sweeps.lease import claim\n"
+        "with claim(Path(sys.argv[1])):\n  print('claimed', flush=True)\n  time.sleep(600)"
+    )
+    folder = attempts_of(output, "seed=1")
+    with subprocess.Popen([sys.executable, "-c", script, folder], stdout=subprocess.PIPE, cwd=ROOT) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"claimed\n"
+        run_sweep(output, cells, cells, train)
+        assert train.seeds == [2]
+        worker.kill()
+    (row, _) = run_sweep(output, cells, cells, train)
+    assert train.seeds == [2, 1]
+    assert (row.state, row.attempts) == ("done", 2)
 
 
 # Failures and stops
@@ -444,3 +469,38 @@ def test_a_sweep_leaves_ordinary_run_directories(
     tables = gpt("tables", "--runs", tmp_path / "sweep", "--json")
     assert tables.code == 0
     assert {row["n"] for row in tables.rows} == {0, 1}
+
+
+def final_weights(run: Path) -> Any:
+    return load_params(find_checkpoint(run), make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)])
+def test_a_sweep_stopped_in_mid_cell_continues_from_its_checkpoint_to_the_same_weights(
+    number: signal.Signals, code: int, toy: Toy, tmp_path: Path
+) -> None:
+    stopped = run_until(number, 8, sweep_flags(toy, tmp_path / "stopped"), "gpt/__main__.py")
+    assert stopped.code == code, stopped.err
+    state = "lost" if number == signal.SIGKILL else "stopped"
+    assert states(tmp_path / "stopped") == {"learning_rate=0.01": state, "learning_rate=0.001": "waiting"}
+    resumed, undisturbed = (
+        run_python("gpt/__main__.py", *sweep_flags(toy, tmp_path / name)) for name in ("stopped", "undisturbed")
+    )
+    assert (resumed.code, undisturbed.code) == (0, 0), resumed.err + undisturbed.err
+    assert "step 5/" not in resumed.err.split("learning_rate=0.001: begins")[0]
+    assert [row["attempts"] for row in resumed.rows] == [2, 1]
+    for name in ("learning_rate=0.01", "learning_rate=0.001"):
+        here, there = (final_weights(tmp_path / sweep / name) for sweep in ("stopped", "undisturbed"))
+        jax.tree.map(np.testing.assert_array_equal, here, there)
+
+
+@pytest.mark.slow
+def test_two_workers_at_once_share_the_cells(toy: Toy, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gpt", *sweep_flags(toy, tmp_path / "sweep")]
+    workers = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [worker.communicate()[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    begun = sorted(re.findall(r"^(.*): begins", "".join(said), re.MULTILINE))
+    assert begun == ["learning_rate=0.001", "learning_rate=0.01"]
+    assert set(states(tmp_path / "sweep").values()) == {"done"}

@@ -39,8 +39,8 @@ def advance_then_signal(self, step):
         os.kill(os.getpid(), number)
 
 Report.advance = advance_then_signal
-sys.argv = ["train.py", *sys.argv[3:]]
-runpy.run_path("train.py", run_name="__main__")
+sys.argv = sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -63,9 +63,9 @@ def run_python(*arguments: str | Path) -> Command:
     return Command(process.returncode, process.stdout, process.stderr)
 
 
-def run_until(number: signal.Signals, step: int, flags: Sequence[str]) -> Command:
-    """Runs train.py on `flags` in a process that gets the signal once `step` is made."""
-    return run_python("-c", SIGNAL_AT_STEP, str(int(number)), str(step), *flags)
+def run_until(number: signal.Signals, step: int, flags: Sequence[str], script: str = "train.py") -> Command:
+    """Runs the script on `flags` in a process that gets the signal once `step` is made."""
+    return run_python("-c", SIGNAL_AT_STEP, str(int(number)), str(step), script, *flags)
 
 
 def toy_sentences(seed: int, count: int) -> list[str]:

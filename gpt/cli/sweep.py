@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data_root",
         type=Path,
         metavar="DIR",
-        help="directory with a folder a task, such as DIR/cola, for cells that do not set TaskConfig.data_dir",
+        help="directory with a folder a task, such as DIR/cola or DIR/CoLA, for cells without TaskConfig.data_dir",
     )
     parser.add_argument("--shard", metavar="i/n", help="every n-th cell from the i-th on, 1/n to n/n; default: all")
     parser.add_argument("--status", action="store_true", help="print how far the cells of --output are; run nothing")

@@ -21,7 +21,8 @@ class Cell(NamedTuple):
 def make_cells(settings: SweepSettings, output: Path, data_root: Path | None = None) -> list[Cell]:
     """All cells, the values of the last axis varying fastest, each with its directory in `output`.
 
-    With `data_root`, a task reads the folder of its name in it, unless its TaskConfig.data_dir is set.
+    With `data_root`, a task reads the folder of its name in it, unless its TaskConfig.data_dir is set. Letter case
+    and punctuation of folders are of no matter: SST-2 is that of sst2.
 
     Raises:
       ConfigError: a cell cannot run, or two cells have one name or are the same run.
@@ -39,7 +40,7 @@ def make_cells(settings: SweepSettings, output: Path, data_root: Path | None = N
         except ConfigError as error:
             raise ConfigError(f"cell {name}: {error}") from None
         if data_root is not None and config.task.name is not None and config.task.data_dir is None:
-            task = dataclasses.replace(config.task, data_dir=str(data_root / config.task.name))
+            task = dataclasses.replace(config.task, data_dir=str(_task_folder(data_root, config.task.name)))
             config = dataclasses.replace(config, task=task)
         same = places.setdefault(dataclasses.replace(config, output_dir=""), name)
         if same != name:
@@ -55,6 +56,22 @@ def take_shard(cells: list[Any], shard: str) -> list[Any]:
     if not 1 <= number <= count:
         raise ConfigError(f"--shard {shard!r}: expected i/n, i from 1 to n, such as 1/4 for the first of four parts")
     return cells[number - 1 :: count]
+
+
+def _task_folder(root: Path, task: str) -> Path:
+    """The folder of a task, which need not be there."""
+    found = []
+    if root.is_dir() and not (root / task).exists():
+        found = [path for path in sorted(root.iterdir()) if _letters(path.name) == _letters(task)]
+    if len(found) > 1:
+        raise ConfigError(
+            f"--data_root {str(root)!r} has several folders for the task {task!r}: {', '.join(p.name for p in found)}"
+        )
+    return found[0] if found else root / task
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _value_name(axis: Axis, value: Any, axes: tuple[Axis, ...]) -> str:
