@@ -237,7 +237,7 @@ FLAGS = {
     "plot": {"--output", "--json"},
     "tables": {"--runs", "--table", "--format", "--output", "--json"},
     "transfer": {"--runs", "--output", "--json"},
-    "sweep": {"--gin_file", "--output", "--data_root", "--shard", "--status", "--json"},
+    "sweep": {"--gin_file", "--output", "--data_root", "--shard", "--population", "--status", "--json"},
     "submit": {"--runs", "--check", "--output", "--allow_partial", "--json"},
     "zeroshot": {"--model", "--task", "--data", "--threshold_data", "--checkpoints", "--output", "--json"},
     "quickstart": {"--output", "--seed", "--json"},

@@ -7,7 +7,7 @@ import pytest
 
 from gpt import gin_io
 from gpt.errors import ConfigError
-from gpt.sweeps.grid import Cell, make_cells, take_shard
+from gpt.sweeps.grid import Cell, group_cells, make_cells, take_shard
 
 NEEDED = ("TokenizerConfig.path=tok", "RunConfig.init_from=None", "ModelConfig.num_special_tokens=3")
 TASK = "TaskConfig.name = 'cola'\n"
@@ -118,17 +118,28 @@ def test_a_folder_of_the_data_root_may_have_the_published_spelling_of_its_task()
         cells_of(text, data_root=Path("data"))
 
 
+def test_cells_of_one_key_are_a_group_of_limited_size() -> None:
+    cells = cells_of(f"{TASK}sweep/RunConfig.seed = [1, 2, 3]\nsweep/RunConfig.num_epochs = [1, 2]")
+    groups = group_cells(cells, lambda config: config.num_epochs, None)
+    assert [[cell.name for cell in group] for group in groups] == [
+        ["seed=1-num_epochs=1", "seed=2-num_epochs=1", "seed=3-num_epochs=1"],
+        ["seed=1-num_epochs=2", "seed=2-num_epochs=2", "seed=3-num_epochs=2"],
+    ]
+    assert list(map(len, group_cells(cells, lambda config: config.num_epochs, 2))) == [2, 1, 2, 1]
+
+
 def test_shards_part_the_cells_among_them() -> None:
-    cells = list(range(7))
-    assert take_shard(cells, "1/3") == [0, 3, 6]
-    assert sorted(take_shard(cells, "1/3") + take_shard(cells, "2/3") + take_shard(cells, "3/3")) == cells
+    cells = [[cell] for cell in cells_of(f"{TASK}sweep/RunConfig.seed = [0, 1, 2, 3, 4, 5, 6]")]
+    assert [cell.config.seed for (cell,) in take_shard(cells, "1/3")] == [0, 3, 6]
+    parts = [take_shard(cells, f"{number}/3") for number in (1, 2, 3)]
+    assert sorted(cell.name for part in parts for (cell,) in part) == [cell.name for (cell,) in cells]
     assert take_shard(cells, "9/9") == []
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "-1/3", "1/0", "1/3/5", ""])
 def test_a_shard_that_is_none_is_refused(shard: str) -> None:
     with pytest.raises(ConfigError, match="expected i/n, i from 1 to n, such as 1/4"):
-        take_shard([1, 2, 3], shard)
+        take_shard([[]], shard)
 
 
 # Refusals

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,27 @@ def cells(toy: Toy, tmp_path: Path) -> list[Cell]:
     ]
 
 
+def alone(cells: list[Cell]) -> list[list[Cell]]:
+    """Each cell in a group of its own."""
+    return [[cell] for cell in cells]
+
+
 class FakeTrain:
-    """Finishes a run at once; of the seeds in `raises`, raises that instead. Remembers what it was asked for."""
+    """Finishes runs at once; for the seeds in `raises` raises that instead. Remembers what it was asked for."""
 
     def __init__(self, raises: dict[int, BaseException] | None = None):
-        self.seeds: list[int] = []
+        self.groups: list[list[int]] = []
         self.raises = raises or {}
 
-    def __call__(self, config: RunConfig) -> dict[str, Any]:
-        self.seeds.append(config.seed)
+    @property
+    def seeds(self) -> list[int]:
+        return [seed for group in self.groups for seed in group]
+
+    def __call__(self, configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+        self.groups.append([config.seed for config in configs])
+        return [self.train(config) for config in configs]
+
+    def train(self, config: RunConfig) -> dict[str, Any]:
         run_dir = Path(config.output_dir)
         run_dir.mkdir(exist_ok=True)
         write_num_steps(run_dir, 10)
@@ -90,18 +102,18 @@ def rewrite(lease: Lease, **values: Any) -> None:
 
 def test_every_cell_is_run_and_a_finished_one_never_again(cells: list[Cell], tmp_path: Path) -> None:
     train = FakeTrain()
-    rows = run_sweep(tmp_path / "sweep", cells, cells, train)
+    rows = run_sweep(tmp_path / "sweep", cells, alone(cells), train)
     assert [(row.cell, row.state, row.step, row.of, row.metric, row.value) for row in rows] == [
         ("seed=1", "done", 10, 10, "matthews", 0.25),
         ("seed=2", "done", 10, 10, "matthews", 0.5),
     ]
-    assert run_sweep(tmp_path / "sweep", cells, cells, train) == rows
+    assert run_sweep(tmp_path / "sweep", cells, alone(cells), train) == rows
     assert train.seeds == [1, 2]
 
 
 def test_a_shard_runs_its_own_cells_alone(cells: list[Cell], tmp_path: Path) -> None:
     train = FakeTrain()
-    run_sweep(tmp_path / "sweep", cells, cells[1:], train)
+    run_sweep(tmp_path / "sweep", cells, alone(cells[1:]), train)
     assert train.seeds == [2]
     assert states(tmp_path / "sweep") == {"seed=1": "waiting", "seed=2": "done"}
 
@@ -113,13 +125,13 @@ def test_a_cell_that_another_worker_holds_is_left_to_it(
     open_sweep(output, cells)
     held = claim(attempts_of(output, "seed=1"))
     assert held is not None
-    run_sweep(output, cells, cells, train)
+    run_sweep(output, cells, alone(cells), train)
     assert train.seeds == [2]
     host = held.attempt.host
     expected = f"nothing left to claim; still running elsewhere: seed=1 ({host}, process {os.getpid()})\n"
     assert capsys.readouterr().err.endswith(expected)
     held.end("stopped")
-    run_sweep(output, cells, cells, train)
+    run_sweep(output, cells, alone(cells), train)
     assert train.seeds == [2, 1]
 
 
@@ -129,11 +141,11 @@ def test_a_cell_finished_between_the_look_and_the_claim_is_not_run(
     train = FakeTrain()
 
     def claim_late(folder: Path) -> Lease | None:
-        train(cells[0].config)  # by another worker
+        train([cells[0].config])  # by another worker
         return claim(folder)
 
     monkeypatch.setattr("gpt.sweeps.worker.claim", claim_late)
-    run_sweep(tmp_path / "sweep", cells, cells[:1], train)
+    run_sweep(tmp_path / "sweep", cells, alone(cells[:1]), train)
     assert train.seeds == [1]
 
 
@@ -242,10 +254,10 @@ def test_a_cell_whose_worker_was_killed_is_taken_over_at_once(cells: list[Cell],
     with subprocess.Popen([sys.executable, "-c", script, folder], stdout=subprocess.PIPE, cwd=ROOT) as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == b"claimed\n"
-        run_sweep(output, cells, cells, train)
+        run_sweep(output, cells, alone(cells), train)
         assert train.seeds == [2]
         worker.kill()
-    (row, _) = run_sweep(output, cells, cells, train)
+    (row, _) = run_sweep(output, cells, alone(cells), train)
     assert train.seeds == [2, 1]
     assert (row.state, row.attempts) == ("done", 2)
 
@@ -258,12 +270,12 @@ def test_a_failing_cell_does_not_stop_the_others_and_the_next_start_tries_it_aga
 ) -> None:
     output, failing = tmp_path / "sweep", FakeTrain({1: DataError("no rows")})
     with pytest.raises(SweepError, match=r"^1 of 2 cells failed; the same command tries again:\n  seed=1: no r"):
-        run_sweep(output, cells, cells, failing)
+        run_sweep(output, cells, alone(cells), failing)
     assert failing.seeds == [1, 2]
     (row, _) = read_status(output)
     assert (row.state, row.error, row.step, row.attempts) == ("failed", "no rows", 4, 1)
     mended = FakeTrain()
-    run_sweep(output, cells, cells, mended)
+    run_sweep(output, cells, alone(cells), mended)
     assert mended.seeds == [1]
     assert states(output) == {"seed=1": "done", "seed=2": "done"}
 
@@ -273,7 +285,7 @@ def test_a_defect_in_one_cell_is_shown_and_kept_and_the_others_run(
 ) -> None:
     train = FakeTrain({1: MemoryError("out of memory")})
     with pytest.raises(SweepError, match="seed=1: MemoryError: out of memory"):
-        run_sweep(tmp_path / "sweep", cells, cells, train)
+        run_sweep(tmp_path / "sweep", cells, alone(cells), train)
     assert train.seeds == [1, 2]
     assert "Traceback" in capsys.readouterr().err
 
@@ -281,10 +293,10 @@ def test_a_defect_in_one_cell_is_shown_and_kept_and_the_others_run(
 def test_a_stop_gives_the_cell_back_and_the_same_call_continues(cells: list[Cell], tmp_path: Path) -> None:
     output = tmp_path / "sweep"
     with pytest.raises(Preempted, match="SIGTERM: saved"):
-        run_sweep(output, cells, cells, FakeTrain({1: Preempted("SIGTERM: saved step 4")}))
+        run_sweep(output, cells, alone(cells), FakeTrain({1: Preempted("SIGTERM: saved step 4")}))
     assert states(output) == {"seed=1": "stopped", "seed=2": "waiting"}
     train = FakeTrain()
-    run_sweep(output, cells, cells, train)
+    run_sweep(output, cells, alone(cells), train)
     assert train.seeds == [1, 2]
 
 
@@ -294,15 +306,64 @@ def test_a_signal_outside_the_training_loop_gives_the_cell_back_too(
 ) -> None:
     before = signal.getsignal(number)
 
-    def train(_config: RunConfig) -> dict[str, Any]:
+    def train(_configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
         os.kill(os.getpid(), number)
         time.sleep(60)
-        return {}
+        return []
 
     with pytest.raises(Preempted, match=f"^{number.name}: between two updates; the same command continues"):
-        run_sweep(tmp_path / "sweep", cells, cells, train)
+        run_sweep(tmp_path / "sweep", cells, alone(cells), train)
     assert states(tmp_path / "sweep") == {"seed=1": "stopped", "seed=2": "waiting"}
     assert signal.getsignal(number) is before
+
+
+# Populations
+
+
+def test_a_group_is_trained_together_without_the_cells_that_are_done_or_held(cells: list[Cell], tmp_path: Path) -> None:
+    output, train = tmp_path / "sweep", FakeTrain()
+    third = cells[0]._replace(
+        name="seed=3", config=dataclasses.replace(cells[0].config, seed=3, output_dir=str(output / "seed=3"))
+    )
+    fourth = third._replace(
+        name="seed=4", config=dataclasses.replace(third.config, seed=4, output_dir=str(output / "seed=4"))
+    )
+    group = [*cells, third, fourth]
+    run_sweep(output, group, alone(cells[:1]), train)
+    with claim(attempts_of(output, "seed=3")) or pytest.fail("not claimed"):
+        run_sweep(output, group, [group], train)
+    assert train.groups == [[1], [2, 4]]
+    assert states(output) == {"seed=1": "done", "seed=2": "done", "seed=3": "stopped", "seed=4": "done"}
+
+
+def test_a_member_of_a_population_that_fails_leaves_the_others_their_results(cells: list[Cell], tmp_path: Path) -> None:
+    output, fake = tmp_path / "sweep", FakeTrain()
+
+    def train(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+        fake(configs[1:])
+        return [{"run": "seed=1", "step": 4, "error": "the weights have diverged"}, {}]
+
+    with pytest.raises(SweepError, match="seed=1: the weights have diverged"):
+        run_sweep(output, cells, [cells], train)
+    assert states(output) == {"seed=1": "failed", "seed=2": "done"}
+
+
+@pytest.mark.parametrize("reason", [DataError("no rows"), MemoryError("no rows")])
+def test_cells_that_cannot_be_trained_together_are_trained_one_by_one(
+    reason: Exception, cells: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, train = tmp_path / "sweep", FakeTrain({1: reason})
+    with pytest.raises(SweepError, match="1 of 2 cells failed"):
+        run_sweep(output, cells, [cells], train)
+    assert train.groups == [[1, 2], [1], [2]]
+    assert states(output) == {"seed=1": "failed", "seed=2": "done"}
+    assert "these 2 cells cannot be trained together, so one by one: " in capsys.readouterr().err
+
+
+def test_a_stop_gives_all_cells_of_a_population_back(cells: list[Cell], tmp_path: Path) -> None:
+    with pytest.raises(Preempted):
+        run_sweep(tmp_path / "sweep", cells, [cells], FakeTrain({1: Preempted("SIGTERM: saved step 4")}))
+    assert states(tmp_path / "sweep") == {"seed=1": "stopped", "seed=2": "stopped"}
 
 
 # The directory
@@ -310,16 +371,16 @@ def test_a_signal_outside_the_training_loop_gives_the_cell_back_too(
 
 def test_a_directory_of_another_sweep_is_refused_with_the_differences(cells: list[Cell], tmp_path: Path) -> None:
     output = tmp_path / "sweep"
-    run_sweep(output, cells, cells, FakeTrain())
+    run_sweep(output, cells, alone(cells), FakeTrain())
     before = (output / "sweep.json").read_text()
     longer = [cell._replace(config=dataclasses.replace(cell.config, num_epochs=7)) for cell in cells]
     with pytest.raises(ConfigError, match=r"holds another sweep: RunConfig.num_epochs: 100 there, 7 here\. Repeat"):
-        run_sweep(output, longer, longer, FakeTrain())
+        run_sweep(output, longer, alone(longer), FakeTrain())
     with pytest.raises(ConfigError, match=r"num_epochs: 100 there, 7 here \(in seed=1\)\. Repeat"):
-        run_sweep(output, [longer[0], cells[1]], cells, FakeTrain())
+        run_sweep(output, [longer[0], cells[1]], alone(cells), FakeTrain())
     others = [cells[0], cells[1]._replace(name="seed=3")]
     with pytest.raises(ConfigError, match="holds another sweep: only there: seed=2; only here: seed=3"):
-        run_sweep(output, others, others, FakeTrain())
+        run_sweep(output, others, alone(others), FakeTrain())
     assert (output / "sweep.json").read_text() == before
 
 
@@ -340,14 +401,14 @@ def test_of_two_sweeps_that_begin_in_one_directory_at_once_one_is_refused(
 
 
 def test_a_directory_that_moved_is_the_same_sweep(cells: list[Cell], tmp_path: Path) -> None:
-    run_sweep(tmp_path / "sweep", cells, cells, FakeTrain())
+    run_sweep(tmp_path / "sweep", cells, alone(cells), FakeTrain())
     (tmp_path / "sweep").rename(tmp_path / "moved")
     moved = [
         cell._replace(config=dataclasses.replace(cell.config, output_dir=str(tmp_path / "moved" / cell.name)))
         for cell in cells
     ]
     train = FakeTrain()
-    assert [row.state for row in run_sweep(tmp_path / "moved", moved, moved, train)] == ["done", "done"]
+    assert [row.state for row in run_sweep(tmp_path / "moved", moved, alone(moved), train)] == ["done", "done"]
     assert train.seeds == []
 
 
@@ -355,7 +416,7 @@ def test_a_directory_with_files_of_others_is_refused_and_left_alone(cells: list[
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match="exists and is not the directory of a sweep: give a new path"):
-        run_sweep(tmp_path / "sweep", cells, cells, FakeTrain())
+        run_sweep(tmp_path / "sweep", cells, alone(cells), FakeTrain())
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["thesis.tex"]
     with pytest.raises(ConfigError, match="is not the directory of a sweep"):
         open_sweep(tmp_path / "sweep" / "thesis.tex", cells)
@@ -371,7 +432,7 @@ def test_what_cells_would_look_for_in_vain_is_named_before_anything_is_made(cell
         ),
     ]
     with pytest.raises(ConfigError) as caught:
-        run_sweep(tmp_path / "sweep", lost, lost, FakeTrain())
+        run_sweep(tmp_path / "sweep", lost, alone(lost), FakeTrain())
     first, second, third = str(caught.value).splitlines()
     assert first == "the sweep cannot start, because cells lack what they need:"
     assert second == f"  seed=1: '{tmp_path / 'none'}' is not a run directory: there is no config.gin in it"
@@ -385,12 +446,15 @@ def test_what_cells_would_look_for_in_vain_is_named_before_anything_is_made(cell
 def test_the_table_counts_the_states_and_leaves_out_what_matters_least(cells: list[Cell], tmp_path: Path) -> None:
     output = tmp_path / "sweep"
     with pytest.raises(SweepError):
-        run_sweep(output, cells, cells, FakeTrain({2: DataError("no [rows]")}))
+        run_sweep(output, cells, alone(cells), FakeTrain({2: DataError("no [rows]")}))
     rows = read_status(output)
     assert count_states(rows) == "2 cells: 1 failed, 1 done"
     assert make_table(rows).row_count == 2
     short = make_table(rows, max_rows=1)
-    assert (short.title, list(short.columns[0].cells)) == ("2 cells: 1 failed, 1 done (1 not shown)", ["seed=2"])
+    assert short.title == "2 cells: 1 failed, 1 done (1 not shown)"
+    assert [[str(cell) for cell in column.cells] for column in short.columns] == [
+        ["seed=2"], ["failed"], ["4/10"], [""], ["no [rows]"],
+    ]  # fmt: skip
 
 
 def test_a_lost_cell_is_told_from_one_that_runs(cells: list[Cell], tmp_path: Path) -> None:
@@ -407,7 +471,7 @@ def test_the_command_shows_the_status_of_a_sweep_without_its_gin_files(
     cells: list[Cell], tmp_path: Path, gpt: Callable[..., Command]
 ) -> None:
     output = tmp_path / "sweep"
-    run_sweep(output, cells, cells[:1], FakeTrain())
+    run_sweep(output, cells, alone(cells[:1]), FakeTrain())
     command = gpt("sweep", "--status", "--output", output, "--json")
     assert command.code == 0
     assert [(row["cell"], row["state"], row["value"]) for row in command.rows] == [
@@ -425,6 +489,8 @@ def test_the_command_shows_the_status_of_a_sweep_without_its_gin_files(
         (("--status",), "is not the directory of a sweep: there is no sweep.json in it"),
         (("--status", "--shard", "1/2"), "--status takes --output and --json alone"),
         (("--shard", "3/2", "--gin_file=configs/task/cola.gin"), "no axis to sweep over"),
+        (("--population", "0"), "--population '0': expected auto, off, or the most cells to train at once"),
+        (("--population", "on"), "--population 'on': expected auto, off, or the most cells to train at once"),
         (("--seed=3",), "flag '--seed=3' is not known: settings are given as --gin.Section.field=value"),
     ],
 )
@@ -480,7 +546,8 @@ def final_weights(run: Path) -> Any:
 def test_a_sweep_stopped_in_mid_cell_continues_from_its_checkpoint_to_the_same_weights(
     number: signal.Signals, code: int, toy: Toy, tmp_path: Path
 ) -> None:
-    stopped = run_until(number, 8, sweep_flags(toy, tmp_path / "stopped"), "gpt/__main__.py")
+    # The save of step 12 may be lost, but it waited for that of step 6.
+    stopped = run_until(number, 13, sweep_flags(toy, tmp_path / "stopped"), "gpt/__main__.py")
     assert stopped.code == code, stopped.err
     state = "lost" if number == signal.SIGKILL else "stopped"
     assert states(tmp_path / "stopped") == {"learning_rate=0.01": state, "learning_rate=0.001": "waiting"}
@@ -488,7 +555,7 @@ def test_a_sweep_stopped_in_mid_cell_continues_from_its_checkpoint_to_the_same_w
         run_python("gpt/__main__.py", *sweep_flags(toy, tmp_path / name)) for name in ("stopped", "undisturbed")
     )
     assert (resumed.code, undisturbed.code) == (0, 0), resumed.err + undisturbed.err
-    assert "step 5/" not in resumed.err.split("learning_rate=0.001: begins")[0]
+    assert "step 6/" not in resumed.err.split("learning_rate=0.001: begins")[0]
     assert [row["attempts"] for row in resumed.rows] == [2, 1]
     for name in ("learning_rate=0.01", "learning_rate=0.001"):
         here, there = (final_weights(tmp_path / sweep / name) for sweep in ("stopped", "undisturbed"))
@@ -504,3 +571,16 @@ def test_two_workers_at_once_share_the_cells(toy: Toy, tmp_path: Path) -> None:
     begun = sorted(re.findall(r"^(.*): begins", "".join(said), re.MULTILINE))
     assert begun == ["learning_rate=0.001", "learning_rate=0.01"]
     assert set(states(tmp_path / "sweep").values()) == {"done"}
+
+
+@pytest.mark.slow
+def test_a_population_gives_each_cell_the_scores_that_it_has_alone(toy: Toy, tmp_path: Path) -> None:
+    together, apart = (
+        run_python("-m", "gpt", *sweep_flags(toy, tmp_path / name), f"--population={name}") for name in ("auto", "off")
+    )
+    assert (together.code, apart.code) == (0, 0), together.err + apart.err
+    assert "population of 2 on 1 devices" in together.err
+    for row, other in zip(together.rows, apart.rows, strict=True):
+        results = [read_result(Path(one["run"])) for one in (row, other)]
+        losses = [result["validation"]["lm_loss"] for result in results if result is not None]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,13 +51,22 @@ def make_cells(settings: SweepSettings, output: Path, data_root: Path | None = N
     return list(cells.values())
 
 
-def take_shard(cells: list[Any], shard: str) -> list[Any]:
-    """Every n-th of the cells for the shard `i/n`, from 1/n to n/n; ConfigError for anything else."""
+def group_cells(cells: Sequence[Cell], key: Callable[[RunConfig], Any], at_most: int | None) -> list[list[Cell]]:
+    """The cells in groups of equal `key`, each `at_most` so large, in the order of their first members."""
+    by_key: dict[Any, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        by_key[key(cell.config)].append(cell)
+    size = at_most or len(cells)
+    return [group[start : start + size] for group in by_key.values() for start in range(0, len(group), size)]
+
+
+def take_shard(groups: Sequence[list[Cell]], shard: str) -> list[list[Cell]]:
+    """Every n-th of the groups for the shard `i/n`, from 1/n to n/n; ConfigError for anything else."""
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
     number, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= number <= count:
         raise ConfigError(f"--shard {shard!r}: expected i/n, i from 1 to n, such as 1/4 for the first of four parts")
-    return cells[number - 1 :: count]
+    return list(groups[number - 1 :: count])
 
 
 def _task_folder(root: Path, task: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from gpt.sweeps.directory import attempts_of, read_sweep
 from gpt.sweeps.lease import Attempt, latest_attempt
@@ -75,8 +76,9 @@ def make_table(rows: Sequence[Row], max_rows: int | None = None) -> Table:
         table.add_column(column, justify="right" if column in ("step", "score") else "left", overflow="fold")
     for row in rows:
         if row in shown:
-            state = f"[{STATES[row.state]}]{row.state}[/]"
-            table.add_row(row.cell, state, _progress(row), score_text(row), _remark(row).replace("[", r"\["))
+            # Text, not markup: lines above a live table are printed without markup, and it with them.
+            state = Text(row.state, style=STATES[row.state])
+            table.add_row(Text(row.cell), state, _progress(row), score_text(row), Text(_remark(row)))
     return table
 
 

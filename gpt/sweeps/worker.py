@@ -1,6 +1,7 @@
 """One worker of a sweep: it claims a cell, trains it, and looks for the next, beside any number of others."""
 
 import contextlib
+import itertools
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -16,29 +17,39 @@ from gpt.sweeps.lease import Lease, claim, file_time, latest_attempt
 from gpt.sweeps.status import Row, read_status, score_text, showing_status
 from gpt.text.tokenizer import Tokenizer
 from gpt.training.loop import check_pretrained, train
+from gpt.training.population import train_population
 from gpt.training.report import console
 from gpt.training.run_dir import read_result
 
-Train = Callable[[RunConfig], dict[str, Any]]
+Group = Sequence[Cell]
+"""Cells that train together, or a single one."""
+
+Train = Callable[[Sequence[RunConfig]], list[dict[str, Any]]]
 
 
-def run_sweep(output: Path, cells: Sequence[Cell], mine: Sequence[Cell], run: Train = train) -> list[Row]:
+def train_cells(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """Trains one run, or several in one program; their summaries, with `error` in that of one that failed."""
+    return [train(configs[0])] if len(configs) == 1 else train_population(configs)
+
+
+def run_sweep(output: Path, cells: Sequence[Cell], mine: Sequence[Group], run: Train = train_cells) -> list[Row]:
     """Runs those cells of `mine` that are not finished and that nobody else runs; how the cells of `mine` are then.
 
-    `cells` is the whole sweep; `run` trains one of them.
+    `cells` is the whole sweep; `run` trains those of one group that could be claimed.
 
     Raises:
       ConfigError, DataError: the sweep cannot start; nothing was run.
       SweepError: cells have failed; all others were run.
-      Preempted: SIGTERM or Ctrl-C came; the cell at hand is saved, and the same call continues.
+      Preempted: SIGTERM or Ctrl-C came; the cells at hand are saved, and the same call continues.
     """
-    _check_inputs([cell for cell in mine if read_result(output / cell.name) is None])
+    own = list(itertools.chain(*mine))
+    _check_inputs([cell for cell in own if read_result(output / cell.name) is None])
     open_sweep(output, cells)
-    names = [cell.name for cell in mine]
+    names = [cell.name for cell in own]
     worker = _Worker(output, run)
     with showing_status(output, names), _stopping_at_once():
-        # From the first again after every cell that was run: another worker may have lost one.
-        while any(worker.try_cell(cell) for cell in mine):
+        # From the first again after every group that was run: another worker may have lost one.
+        while any(worker.try_group(group) for group in mine):
             pass
     rows = read_status(output, names)
     running = [f"{row.cell} ({row.host}, process {row.pid})" for row in rows if row.state == "running"]
@@ -55,41 +66,54 @@ class _Worker:
         self._output, self._run = output, run
         self._start = file_time(output)
 
-    def try_cell(self, cell: Cell) -> bool:
-        """Whether the cell was run here, well or badly."""
+    def try_group(self, group: Group) -> bool:
+        """Whether cells of the group were run here, well or badly: those that nobody else holds."""
+        with contextlib.ExitStack() as stack:
+            held = []
+            for cell in group:
+                lease = self._claim(cell)
+                if lease is not None:
+                    held.append((cell, stack.enter_context(lease)))
+            if held:
+                self._run_cells(held)
+        return bool(held)
+
+    def _claim(self, cell: Cell) -> Lease | None:
+        """The lease of a cell that is to be run."""
         folder = attempts_of(self._output, cell.name)
         if self._is_done(cell) or self._has_failed_lately(folder):
-            return False
+            return None
         try:
             lease = claim(folder)
         except OSError as error:
             raise DataError(f"cannot write to --output {str(self._output)!r}: {error}") from error
-        if lease is None:
-            return False
-        with lease:
-            if self._is_done(cell):  # since we looked
-                lease.end("done")
-                return False
-            self._run_cell(cell, lease)
-        return True
-
-    def _run_cell(self, cell: Cell, lease: Lease) -> None:
-        number = lease.attempt.number
-        _say(f"{cell.name}: begins{f', attempt {number}' if number > 1 else ''}")
-        try:
-            self._run(cell.config)
-        except Preempted:
-            lease.end("stopped")
-            raise
-        except GPTError as error:
-            lease.end("failed", str(error))
-        except Exception as error:  # a defect, or too little memory: of this cell, until others fail as well
-            traceback.print_exc()
-            lease.end("failed", f"{type(error).__name__}: {error}")
-        else:
+        if lease is not None and self._is_done(cell):  # since we looked
             lease.end("done")
-        (row,) = read_status(self._output, [cell.name])
-        _say(f"{cell.name}: {row.state}, {row.error or score_text(row)}")
+            return None
+        return lease
+
+    def _run_cells(self, held: Sequence[tuple[Cell, Lease]]) -> None:
+        for cell, lease in held:
+            number = lease.attempt.number
+            _say(f"{cell.name}: begins{f', attempt {number}' if number > 1 else ''}")
+        try:
+            results = self._run([cell.config for cell, _ in held])
+        except Preempted:
+            raise
+        except Exception as error:  # else a defect, or too little memory: perhaps of these cells alone
+            if not isinstance(error, GPTError):
+                traceback.print_exc()
+            reason = str(error) if isinstance(error, GPTError) else f"{type(error).__name__}: {error}"
+            if len(held) > 1:
+                _say(f"these {len(held)} cells cannot be trained together, so one by one: {reason}")
+                for one in held:
+                    self._run_cells([one])
+                return
+            results = [{"error": reason}]
+        for (cell, lease), result in zip(held, results, strict=True):
+            lease.end("failed" if "error" in result else "done", result.get("error"))
+            (row,) = read_status(self._output, [cell.name])
+            _say(f"{cell.name}: {row.state}, {row.error or score_text(row)}")
 
     def _is_done(self, cell: Cell) -> bool:
         return read_result(self._output / cell.name) is not None
