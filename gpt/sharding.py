@@ -192,7 +192,12 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
     """The batch on the devices, its leading axis split over the batch axes of the mesh."""
-    return jax.device_put(batch, NamedSharding(mesh, _partition(("batch",))))
+    return jax.device_put(batch, batch_sharding(mesh))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How every array of a batch is split."""
+    return NamedSharding(mesh, _partition(("batch",)))
 
 
 def check_population(mesh: Mesh) -> None:

@@ -16,6 +16,7 @@ jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "gpt
 # with. A pool of as many threads as devices runs dry, and XLA aborts the process after a while:
 # in half of the runs on two cores. Child processes see one device and the usual pool.
 jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_platforms", "cpu")  # libtpu, where it is installed to compile for TPUs, would look for one
 os.environ["NPROC"] = "16"  # read once, when the devices are made
 jax.devices()
 del os.environ["NPROC"]

@@ -240,6 +240,7 @@ FLAGS = {
     "sweep": {"--gin_file", "--output", "--data_root", "--shard", "--population", "--status", "--json"},
     "submit": {"--runs", "--check", "--output", "--allow_partial", "--json"},
     "zeroshot": {"--model", "--task", "--data", "--threshold_data", "--checkpoints", "--output", "--json"},
+    "plan": {"--topology", "--slices", "--gin_file", "--search", "--compile", "--json"},
     "quickstart": {"--output", "--seed", "--json"},
 }
 

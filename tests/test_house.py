@@ -21,7 +21,7 @@ FLOORS = (
     ("gpt.tasks",),
     ("gpt.interop",),
     ("gpt.training",),
-    ("gpt.evaluation", "gpt.generation", "gpt.sweeps"),
+    ("gpt.evaluation", "gpt.generation", "gpt.sweeps", "gpt.planning"),
     ("gpt.paper",),
     ("gpt.cli", "gpt.__main__"),
     ("train", "eval"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpt import gin_io
 from gpt.errors import ConfigError, GPTError
+from gpt.planning.libtpu import set_libtpu_environment
 
 COMMANDS = (
     "prepare",
@@ -20,6 +21,7 @@ COMMANDS = (
     "sweep",
     "submit",
     "zeroshot",
+    "plan",
     "quickstart",
 )
 
@@ -34,6 +36,7 @@ def run_guarded(main: Callable[[], int]) -> int:
     """
     # Programs compiled once start at once in the next process.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "gpt-jax"))
+    set_libtpu_environment()
     try:
         return main()
     except GPTError as error:

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,15 @@ from gpt.gin_io.fields import FIELDS, did_you_mean_field, options_of, type_text
 from gpt.gin_io.parse import NO_CODE, Binding, Symbol, read_all
 
 
-def load(gin_files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+def load(
+    gin_files: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    if_unset: Mapping[str, Any] | None = None,
+) -> RunConfig:
     """The config of gin files, of which a later one wins, and of overrides, which win over all files.
 
     An override is the text after `--gin.`: `ModelConfig.num_layers=6`, or a macro, `lr=1e-4`.
+    `if_unset` has values of settings that nobody sets and that the caller does not need.
     Every line read is checked, also one that a later line replaces. Raises ConfigError.
     """
     bindings = read_all(gin_files, overrides)
@@ -27,16 +32,21 @@ def load(gin_files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunC
                 f"{binding.where}: `sweep/{binding.axis}` is an axis of a sweep, and this is one run: "
                 "use `gpt sweep`, or delete the axis"
             )
-    return build_config(bindings)
+    return build_config(bindings, if_unset=if_unset)
 
 
-def build_config(bindings: Sequence[Binding], used_elsewhere: Collection[str] = ()) -> RunConfig:
+def build_config(
+    bindings: Sequence[Binding], used_elsewhere: Collection[str] = (), if_unset: Mapping[str, Any] | None = None
+) -> RunConfig:
     """The config of bindings, of which a later one wins; ConfigError when it cannot run.
 
     Macros of `used_elsewhere` may be without use here.
     """
     resolved = _resolve_macros(bindings, used_elsewhere)
     settings = {binding.key: typed(binding) for binding in resolved if binding.key in FIELDS}
+    for key, value in (if_unset or {}).items():
+        if key not in settings or settings[key].value is REQUIRED:
+            settings[key] = Binding(key, value, "no file")
     _refuse_unset(settings)
     try:
         return _build(RunConfig, settings)

@@ -77,6 +77,16 @@ def load_problem(config: RunConfig, tokenizer: Tokenizer, *, only_split: str | N
     return _finetuning(config, tokenizer, only_split)
 
 
+def find_objective(config: RunConfig) -> tuple[Objective, Task | None]:
+    """What `config` minimises, and its labelled task if it has one; no data are read."""
+    if config.is_pretraining:
+        return LanguageModelObjective(), None
+    task = find_task(config.task.name or "")
+    if config.task.stsb_targets == "regression":
+        task = dataclasses.replace(task, targets="regression")
+    return TaskObjective(config.task, task.targets, both_orders=task.transform.both_orders), task
+
+
 def _num_steps(config: RunConfig, batches: grain.MapDataset) -> int:
     return len(batches) if config.max_steps is None else min(len(batches), config.max_steps)
 
@@ -103,7 +113,7 @@ def _pretraining(config: RunConfig, tokenizer: Tokenizer, only_split: str | None
         max_batches = config.evaluation_batches
     batches = batches_of_seed(config.seed)
     return Problem(
-        objective=LanguageModelObjective(),
+        objective=find_objective(config)[0],
         train_batches=batches,
         batches_of_seed=batches_of_seed,
         num_steps=_num_steps(config, batches),
@@ -113,9 +123,8 @@ def _pretraining(config: RunConfig, tokenizer: Tokenizer, only_split: str | None
 
 
 def _finetuning(config: RunConfig, tokenizer: Tokenizer, only_split: str | None) -> Problem:
-    task = find_task(config.task.name or "")
-    if config.task.stsb_targets == "regression":
-        task = dataclasses.replace(task, targets="regression")
+    objective, task = find_objective(config)
+    assert task is not None
     facts: dict[str, Any] = {}
     batches_of_seed, notes = _no_batches, ()
     if only_split is None:
@@ -139,7 +148,7 @@ def _finetuning(config: RunConfig, tokenizer: Tokenizer, only_split: str | None)
         )
         held_outs[split] = HeldOut(held_out, None if encoded.labels is None else encoded.labels[order], order)
     return Problem(
-        objective=TaskObjective(config.task, task.targets, both_orders=task.transform.both_orders),
+        objective=objective,
         train_batches=batches,
         batches_of_seed=batches_of_seed,
         num_steps=_num_steps(config, batches),

@@ -1,7 +1,7 @@
 """The state of training: what a checkpoint holds and an update replaces."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,21 @@ def create_state(
     mesh: Mesh,
 ) -> tuple[TrainState, TrainState]:
     """A fresh state, made on the mesh it will live on, and the sharding of each of its leaves."""
+    shardings = jax.tree.map(lambda shape: shape.sharding, state_shapes(model_config, num_outputs, optimizer, mesh))
     create = make_creation(model_config, num_outputs, optimizer)
-    shardings = state_shardings(mesh, jax.eval_shape(create, key))
     return jax.jit(create, out_shardings=shardings)(key), shardings
+
+
+def state_shapes(
+    model_config: ModelConfig, num_outputs: int | None, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Any:
+    """The state with shape, type and sharding in place of each array; nothing is allocated."""
+    shapes = jax.eval_shape(make_creation(model_config, num_outputs, optimizer), jax.random.key(0))
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, shapes),
+    )
 
 
 def make_creation(

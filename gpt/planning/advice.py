@@ -1,0 +1,32 @@
+"""What to change when a step needs more memory than a chip has."""
+
+from jax.sharding import Mesh
+
+from gpt.config import RunConfig
+from gpt.planning.estimate import num_parts
+from gpt.planning.step import Memory
+from gpt.sharding import MESH_AXES_OF
+
+
+def advise(config: RunConfig, mesh: Mesh, memory: Memory, limit: float) -> list[str]:
+    """Changes that would make the step fit, each by itself, as far as memory grows with the batch; [] when it fits."""
+    if memory.peak <= limit:
+        return []
+    # Gradients, a third of parameters and two moments, do not shrink with the batch.
+    gradients = min(memory.arguments / 3, memory.temporaries)
+    room = limit - memory.arguments - gradients
+    per_chip = config.batch_size // config.accumulation_steps // num_parts(mesh, "batch")
+    advice = []
+    # What a chip keeps of a part of the batch is in proportion to the part.
+    smaller = [size for size in range(1, per_chip) if (memory.temporaries - gradients) * size / per_chip <= room]
+    if divisors := [size for size in smaller if per_chip % size == 0]:
+        steps = config.accumulation_steps * per_chip // divisors[-1]
+        advice.append(f"RunConfig.accumulation_steps = {steps}: the same batch in more parts")
+    if smaller:
+        size = smaller[-1] * num_parts(mesh, "batch") * config.accumulation_steps
+        advice.append(f"RunConfig.batch_size = {size}")
+    for logical, what in (("embed", "state"), ("heads", "state and activations")):
+        (axis,) = MESH_AXES_OF[logical]
+        if memory.arguments > limit / 4 and mesh.shape[axis] < mesh.size:
+            advice.append(f"MeshConfig.{axis} more than {mesh.shape[axis]}: splits the {what} over more chips")
+    return advice or ["more chips, or chips with more memory: a single sequence a chip is too much"]

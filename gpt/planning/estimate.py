@@ -1,0 +1,140 @@
+"""Memory and traffic of a step from shapes alone, for hardware that cannot be compiled for, and to rank meshes.
+
+The constants are counts of what XLA keeps of GPT-1's step in bfloat16, compiled for TPU v5e without
+rematerialisation; the arrays are those of Korthikanti et al. 2022, section 4, and float32 copies beside them.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from gpt.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig
+from gpt.planning.collectives import Collective, add_up, sent_bytes
+from gpt.planning.step import Memory, batch_shapes, num_sequences, sharded_bytes
+from gpt.sharding import MESH_AXES_OF, make_mesh, state_shardings
+from gpt.training.optimizer import make_optimizer
+from gpt.training.problem import find_objective
+from gpt.training.state import state_shapes
+
+_FLOAT32 = 4
+_STATE_PASSES = 8
+"""Parameters and two moments are read and written, gradients written and read: so many float32 a parameter."""
+_ACTIVATION_PASSES = 8
+"""How often what the backward pass needs is written or read on the way: 41 GB for 5.4 GB in GPT-1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a chip holds, moves and sends in one step."""
+
+    memory: Memory
+    hbm_traffic: float
+    collectives: list[Collective]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shares:
+    """Over how many chips each thing is split, and how large one chip's part of the work is."""
+
+    batch: int
+    fsdp: int
+    length: int
+    heads: int
+    params: float
+    """Parameters of the whole model."""
+    tokens: float
+    """Tokens of one chip and one part of an accumulated batch, counted as if it had no tensor axis."""
+
+
+def num_parts(mesh: Mesh, logical: str) -> int:
+    """Devices over which a logical axis is split."""
+    return math.prod(mesh.shape[axis] for axis in MESH_AXES_OF[logical])
+
+
+def estimate_step(config: RunConfig, mesh: Mesh, num_slices: int) -> Estimate:
+    """The step that `config` describes on `mesh`, without compiling it."""
+    model = config.model
+    arguments, params = _state_bytes(config, mesh)
+    arguments += sharded_bytes(batch_shapes(config, mesh))
+    batch, length = num_parts(mesh, "batch"), num_parts(mesh, "length")
+    sequences = config.batch_size * num_sequences(config) / config.accumulation_steps
+    shares = _Shares(
+        batch=batch,
+        fsdp=num_parts(mesh, "embed"),
+        length=length,
+        heads=num_parts(mesh, "heads"),
+        params=params,
+        tokens=sequences * model.context_length / batch / length,
+    )
+    width = jnp.dtype(model.compute_dtype).itemsize
+    own_params = params / shares.fsdp / shares.heads
+    activations = model.num_layers * _layer_bytes(model, shares, width)
+    logits = shares.tokens * model.num_embeddings / shares.heads * 2 * _FLOAT32
+    weights = params / shares.heads * width
+    temporaries = own_params * _FLOAT32 + activations + logits
+    traffic = (
+        own_params * _STATE_PASSES * _FLOAT32
+        + config.accumulation_steps * (3 * weights + _ACTIVATION_PASSES * activations + 2 * logits)
+    )  # fmt: skip
+    return Estimate(
+        Memory(arguments, temporaries, arguments + temporaries),
+        traffic,
+        add_up(_collectives(config, shares, width, num_slices)),
+    )
+
+
+def _layer_bytes(model: ModelConfig, shares: _Shares, width: int) -> float:
+    """What the backward pass needs of one layer."""
+    if model.architecture == "lstm":
+        return shares.tokens / model.num_layers * (10 * model.lstm_dim + 2 * model.embed_dim) * width
+    stream = shares.tokens * model.embed_dim * (3 * width + 6 * _FLOAT32 + 2)
+    split = shares.tokens * (3 * model.embed_dim + 6 * model.mlp_dim) * width
+    # Scores in float32, which of them dropout keeps, and what it leaves.
+    scores = shares.tokens * model.context_length * model.num_heads * (_FLOAT32 + 1 + width)
+    return (stream + split + scores) / shares.heads
+
+
+def _collectives(config: RunConfig, shares: _Shares, width: int, num_slices: int) -> Iterator[Collective]:
+    """Those of data, parameter, tensor and sequence parallelism, and of the sum over slices."""
+    parts = config.accumulation_steps
+    weights = shares.params / shares.heads * width
+
+    def ici(kind: str, num_bytes: float, group: int, count: int) -> Collective:
+        return Collective(kind, "ici", count, count * sent_bytes(kind, num_bytes, group))
+
+    if shares.fsdp > 1:
+        yield ici("all-gather", weights, shares.fsdp, 2 * parts)
+        yield ici("reduce-scatter", weights, shares.fsdp, parts)
+    copies = shares.batch // shares.fsdp // num_slices * shares.length
+    yield ici("all-reduce", weights / shares.fsdp, max(copies, 1), 1)
+    stream = shares.tokens * config.model.embed_dim * width
+    yield ici("all-reduce", stream, shares.heads, 4 * config.model.num_layers * parts)
+    gathered = 2 * stream * shares.length / shares.heads
+    yield ici("all-gather", gathered, shares.length, 2 * config.model.num_layers * parts)
+    yield ici("reduce-scatter", gathered, shares.length, config.model.num_layers * parts)
+    if num_slices > 1:
+        own = weights / shares.fsdp / max(copies, 1)
+        yield Collective("all-reduce", "dcn", 1, sent_bytes("all-reduce", own, num_slices))
+
+
+def _state_bytes(config: RunConfig, mesh: Mesh) -> tuple[float, float]:
+    """Bytes of a chip's share of the state, exactly, and the number of parameters."""
+    _, task = find_objective(config)
+    shapes = _shapes(config.model, config.optimizer, None if task is None else task.num_outputs)
+    placed = jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, shapes),
+    )
+    return sharded_bytes(placed), float(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params)))
+
+
+@functools.lru_cache(maxsize=4)
+def _shapes(model: ModelConfig, optimizer: OptimizerConfig, num_outputs: int | None) -> Any:
+    return state_shapes(model, num_outputs, make_optimizer(optimizer, 1), make_mesh(MeshConfig(), jax.devices()[:1]))
