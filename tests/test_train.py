@@ -19,13 +19,14 @@ from toy import ROOT, Run, Toy, run_python, run_until, toy_sentences, train_to
 
 from gpt.cli.launch import run_guarded
 from gpt.config import CheckpointConfig, MeshConfig, ModelConfig
-from gpt.errors import DataError
+from gpt.errors import ConfigError, DataError
 from gpt.model.gpt import Params, param_shapes
 from gpt.sharding import make_mesh
+from gpt.text.tokenizer import Tokenizer
 from gpt.text.training import train_bpe
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
 from gpt.training.goodput import PARTS
-from gpt.training.loop import starting_state
+from gpt.training.loop import check_pretrained, starting_state
 from gpt.training.run_dir import load_config, read_metrics
 from gpt.training.state import TrainState, transfer
 
@@ -281,6 +282,16 @@ def test_another_architecture_than_the_pretrained_one_is_refused(
     flags = [flag for flag in toy.finetune_flags(pretrained.path) if "mlp_dim" not in flag]
     error = refusal(*flags, "--gin.ModelConfig.mlp_dim=64", "--gin.ModelConfig.residual_dropout_rate=0.0")
     assert error.endswith("is another architecture: ModelConfig.mlp_dim: 32 there, 64 here\n")
+
+
+def test_settings_that_the_weights_do_not_depend_on_are_free(toy: Toy, pretrained: Run) -> None:
+    saved = load_config(pretrained.path)
+    other = dataclasses.replace(saved.model, lstm_dim=7, attention_dropout_rate=0.3, init_std=0.1, num_special_tokens=3)
+    config = dataclasses.replace(saved, model=other, init_from=str(pretrained.path))
+    check_pretrained(config, Tokenizer.load(saved.tokenizer.path))
+    with pytest.raises(ConfigError, match="ModelConfig.activation: 'gelu' there, 'relu' here"):
+        changed = dataclasses.replace(other, activation="relu")
+        check_pretrained(dataclasses.replace(config, model=changed), Tokenizer.load(saved.tokenizer.path))
 
 
 def test_another_vocabulary_of_the_same_size_than_the_pretrained_one_is_refused(
