@@ -284,14 +284,15 @@ def test_another_architecture_than_the_pretrained_one_is_refused(
     assert error.endswith("is another architecture: ModelConfig.mlp_dim: 32 there, 64 here\n")
 
 
-def test_settings_that_the_weights_do_not_depend_on_are_free(toy: Toy, pretrained: Run) -> None:
+def test_settings_that_the_weights_do_not_depend_on_are_free(pretrained: Run) -> None:
     saved = load_config(pretrained.path)
+    tokenizer = Tokenizer.load(saved.tokenizer.path)
     other = dataclasses.replace(saved.model, lstm_dim=7, attention_dropout_rate=0.3, init_std=0.1, num_special_tokens=3)
     config = dataclasses.replace(saved, model=other, init_from=str(pretrained.path))
-    check_pretrained(config, Tokenizer.load(saved.tokenizer.path))
-    with pytest.raises(ConfigError, match="ModelConfig.activation: 'gelu' there, 'relu' here"):
-        changed = dataclasses.replace(other, activation="relu")
-        check_pretrained(dataclasses.replace(config, model=changed), Tokenizer.load(saved.tokenizer.path))
+    check_pretrained(config, tokenizer)
+    changed = dataclasses.replace(config, model=dataclasses.replace(other, activation="relu"))
+    with pytest.raises(ConfigError, match=r"ModelConfig\.activation: 'gelu' there, 'relu' here"):
+        check_pretrained(changed, tokenizer)
 
 
 def test_another_vocabulary_of_the_same_size_than_the_pretrained_one_is_refused(
