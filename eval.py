@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt.cli.launch import parse_flags, run_guarded
+from gpt.cli.launch import add_process_flags, parse_flags, run_guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,13 +21,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="validation", metavar="NAME", help="train, validation (default) or test")
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint to score (default: the latest)")
     parser.add_argument("--json", action="store_true", help="one JSON object a metric on standard output")
+    add_process_flags(parser)
     args, overrides = parse_flags(parser, argv)
 
     from gpt.evaluation.scores import score_run
+    from gpt.training.processes import is_first, joined
 
-    for row in score_run(args.run, args.step, overrides, args.split):
-        text = "{task}: {metric} {value:.6g} over {n} at step {step}".format(**row)
-        print(json.dumps(row) if args.json else text)
+    facts = {"--run": str(args.run), "--split": args.split, "--step": args.step, "--gin": overrides}
+    with joined(args, facts):
+        for row in score_run(args.run, args.step, overrides, args.split):
+            text = "{task}: {metric} {value:.6g} over {n} at step {step}".format(**row)
+            if is_first():
+                print(json.dumps(row) if args.json else text)
     return 0
 
 

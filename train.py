@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from gpt import gin_io
-from gpt.cli.launch import parse_flags, run_guarded
+from gpt.cli.launch import add_process_flags, parse_flags, run_guarded
 from gpt.training.profiling import ProfileSteps
 
 
@@ -23,13 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--gin_file", action="append", default=[], metavar="FILE", help="a gin config; repeatable, later files win"
     )
     parser.add_argument("--profile_steps", metavar="FIRST:LAST", help="updates to trace into RUN/profile")
+    add_process_flags(parser)
     args, overrides = parse_flags(parser, argv)
     config = gin_io.load(args.gin_file, overrides)
     profile_steps = None if args.profile_steps is None else ProfileSteps.parse(args.profile_steps)
 
-    from gpt.training.loop import train  # starts JAX: only once all settings hold
+    from gpt.training.loop import train  # imports JAX: only once all settings hold
+    from gpt.training.processes import is_first, joined
 
-    print(json.dumps(train(config, profile_steps)))
+    with joined(args, gin_io.settings_of(config)):
+        result = train(config, profile_steps)
+        if is_first():
+            print(json.dumps(result))
     return 0
 
 

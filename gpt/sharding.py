@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -190,9 +191,30 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map_with_path(leaf_sharding, state)
 
 
-def shard_batch(mesh: Mesh, batch: Any) -> Any:
-    """The batch on the devices, its leading axis split over the batch axes of the mesh."""
-    return jax.device_put(batch, batch_sharding(mesh))
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a batch that the devices of this process hold, ascending: all that it needs to build."""
+    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
+
+
+def shard_batch(mesh: Mesh, batch: Any, batch_size: int | None = None) -> Any:
+    """The batch on the devices of all processes, its leading axis split over the batch axes of the mesh.
+
+    The arrays of `batch` hold all rows or, with `batch_size`, the `local_rows` of a batch of that many.
+    """
+    rows = None if batch_size is None else local_rows(mesh, batch_size)
+
+    def place(leaf: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            if rows is not None:
+                start, stop = np.searchsorted(rows, (start, stop))
+            return leaf[(slice(start, stop), *index[1:])]
+
+        size = len(leaf) if batch_size is None else batch_size
+        return jax.make_array_from_callback((size, *leaf.shape[1:]), batch_sharding(mesh), part)
+
+    return jax.tree.map(place, batch)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -22,6 +22,7 @@ COMMANDS = (
     "submit",
     "zeroshot",
     "plan",
+    "launch",
     "quickstart",
 )
 
@@ -49,6 +50,21 @@ def run_guarded(main: Callable[[], int]) -> int:
         # The reader of our output has left: not an error, but Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a run of several processes; no settings, because they differ by process."""
+    flags = parser.add_argument_group("several processes", "found without flags on a TPU pod, and by SLURM or Open MPI")
+    flags.add_argument("--coordinator", metavar="HOST:PORT", help="host of process 0, and a port that is free there")
+    flags.add_argument("--num_processes", type=int, metavar="N", help="how many; 1 asks no cluster for others")
+    flags.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
+    flags.add_argument(
+        "--process_timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long to wait for the others at the start (default: %(default)g)",
+    )
 
 
 def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from gpt import gin_io
 from gpt.config import TokenizerConfig
 from gpt.errors import DataError
@@ -16,6 +14,7 @@ from gpt.sharding import make_mesh
 from gpt.training.checkpoint import find_checkpoint, load_params
 from gpt.training.evaluate import join_scores, judge
 from gpt.training.problem import load_problem
+from gpt.training.processes import is_first, meet
 from gpt.training.run_dir import load_config, load_tokenizer
 from gpt.training.steps import make_eval_step
 
@@ -36,6 +35,7 @@ def score_run(
     problem = load_problem(config, load_tokenizer(run_dir), only_split=split)
     mesh = make_mesh(config.mesh)
     checkpoint = find_checkpoint(run_dir, step)
+    meet()  # What one process lacks, such as the data, ends all of them here.
     params = load_params(checkpoint, mesh)
     head = params["head"]["bias"].shape[0] if "head" in params else None
     if problem.task is not None and head != problem.num_outputs:
@@ -48,7 +48,7 @@ def score_run(
     scores = {}
     for name in problem.held_outs:
         scores[name], predictions = judge(eval_step, params, problem, name, mesh)
-        if predictions and jax.process_index() == 0:
+        if predictions and is_first():
             is_own = config.task.name == saved.task.name
             _keep(run_dir, name if is_own else f"{config.task.name}-{name}", predictions)
     task = config.task.name or "language_modeling"

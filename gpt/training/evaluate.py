@@ -3,7 +3,6 @@
 import math
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,6 +13,7 @@ from gpt.sharding import shard_batch
 from gpt.tasks.registry import Task
 from gpt.tasks.targets import predict
 from gpt.training.problem import HeldOut, Problem
+from gpt.training.processes import fetch
 from gpt.training.steps import EvalStep
 
 
@@ -56,9 +56,7 @@ def judge(eval_step: EvalStep, params: Params, problem: Problem, split: str, mes
       DataError: the model gives scores that are not numbers.
     """
     batches = problem.held_outs[split].batches
-    return judge_results(
-        [jax.device_get(eval_step(params, shard_batch(mesh, batch))) for batch in batches], problem, split
-    )
+    return judge_results([fetch(eval_step(params, shard_batch(mesh, batch))) for batch in batches], problem, split)
 
 
 def judge_results(results: list[Any], problem: Problem, split: str) -> Judged:

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from gpt.config import RunConfig
 from gpt.errors import ConfigError, Preempted
 from gpt.gin_io import differences
-from gpt.sharding import check_divisible, make_mesh, shard_batch
+from gpt.sharding import check_divisible, local_rows, make_mesh, shard_batch
 from gpt.text.tokenizer import Tokenizer
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
 from gpt.training.evaluate import evaluate
@@ -18,8 +20,9 @@ from gpt.training.interrupt import StopSignals
 from gpt.training.meter import Meter
 from gpt.training.optimizer import make_optimizer, make_schedule
 from gpt.training.problem import Problem, load_problem
+from gpt.training.processes import is_first, meet
 from gpt.training.profiling import Profiler, ProfileSteps
-from gpt.training.report import Report
+from gpt.training.report import open_report
 from gpt.training.run_dir import (
     load_config,
     load_tokenizer,
@@ -55,7 +58,8 @@ def train(config: RunConfig, profile_steps: ProfileSteps | None = None) -> dict[
         return finished
     with Checkpoints(run_dir, config.checkpoint) as checkpoints:
         result = _train(config, problem, mesh, run_dir, checkpoints, profile_steps)
-    write_result(run_dir, result)
+    if is_first():
+        write_result(run_dir, result)
     return result
 
 
@@ -81,7 +85,8 @@ def _train(
     checkpoints: Checkpoints,
     profile_steps: ProfileSteps | None,
 ) -> dict[str, Any]:
-    meter = Meter(config.model, with_softmax="lm_loss" in problem.objective.coefficients)
+    rows = local_rows(mesh, config.batch_size)
+    meter = Meter(config.model, len(rows) / config.batch_size, with_softmax="lm_loss" in problem.objective.coefficients)
     optimizer = make_optimizer(config.optimizer, problem.num_steps)
     init_key, dropout_key = split_seed(config.seed)
     state, shardings = create_state(config.model, problem.num_outputs, optimizer, init_key, mesh)
@@ -97,16 +102,16 @@ def _train(
         profile_steps.require_within(first + 1, last)
     title = config.task.name or "pretraining"
     with (
-        Report(run_dir, first, last, title) as report,
+        open_report(run_dir, first, last, title) as report,
         StopSignals() as signals,
         Profiler(profile_steps, run_dir / "profile") as profiler,
     ):
         report.say(f"{title}: {last} updates, {describe(problem.facts)}; run directory {run_dir}")
         for note in problem.notes:
             report.say(f"warning: {note}")
-        for step, batch in enumerate(meter.waiting(iterate(problem.train_batches, first, last)), first + 1):
+        for step, batch in enumerate(meter.waiting(iterate(problem.train_batches, first, last, rows)), first + 1):
             with profiler.update(step, meter.wait):
-                state, metrics = train_step(state, shard_batch(mesh, batch))
+                state, metrics = train_step(state, shard_batch(mesh, batch, config.batch_size))
                 meter.add(metrics, batch)
             report.advance(step)
             if step % config.log_every_steps == 0 or step == last:
@@ -115,14 +120,14 @@ def _train(
                 with meter.spent("evaluate"):
                     scores = evaluate(eval_step, state.params, problem, mesh)
                 report.log(step, "validation", {name: score.value for name, score in scores.items()})
-            if step % config.checkpoint.save_every_steps == 0 or step == last or signals.received:
+            stops = signals.stop_after(step)
+            if step % config.checkpoint.save_every_steps == 0 or step == last or stops:
                 with meter.spent("save"):
                     checkpoints.save(state)
                 report.log(step, "time", meter.read_time())
-            if signals.received and step < last:
-                raise Preempted(
-                    f"{signals.received}: saved step {step} of {last}; the same command continues from there"
-                )
+            if stops and step < last:
+                raise Preempted(f"{signals.reason}: saved step {step} of {last}; the same command continues from there")
+    meet()  # The first process has written the last line.
     return summary(run_dir, problem)
 
 
@@ -174,9 +179,11 @@ def check_pretrained(config: RunConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def iterate(batches: grain.MapDataset, first: int, last: int) -> grain.DatasetIterator:
-    """Batches of updates first + 1 to last, made ahead by background threads."""
+def iterate(batches: grain.MapDataset, first: int, last: int, rows: np.ndarray | None = None) -> grain.DatasetIterator:
+    """Batches of updates first + 1 to last, made ahead by background threads; of each these rows alone, None all."""
     remaining = batches.slice(slice(first, last))
+    if rows is not None:
+        remaining = remaining.map(lambda batch: jax.tree.map(lambda leaf: leaf[rows], batch))
     return iter(remaining.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
 

@@ -26,7 +26,9 @@ State = TypeVar("State")
 class Meter:
     """Means of the metrics and speed since the last reading, without stopping the device in between."""
 
-    def __init__(self, config: ModelConfig, *, with_softmax: bool = True):
+    def __init__(self, config: ModelConfig, share: float = 1.0, *, with_softmax: bool = True):
+        """`share` is the part of a batch that this process has: padding may differ in the others, but not by much."""
+        self._share = share
         self._config, self._with_softmax = config, with_softmax
         self._yardstick = Yardstick(config.compute_dtype)
         self._hosts = _gather_host_names()
@@ -79,7 +81,7 @@ class Meter:
             self.wait()
         if self._is_first:
             return
-        tokens = float(batch.weights.sum())
+        tokens = float(batch.weights.sum()) / self._share
         length = batch.weights.shape[-1]
         self._updates += 1
         self._tokens += tokens

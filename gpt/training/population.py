@@ -176,17 +176,16 @@ def _train(members: list[_Member], problem: Problem, mesh: Mesh) -> None:
             if step % config.evaluate_every_steps == 0 or step == last:
                 with meter.spent("evaluate"):
                     _evaluate(members, step, eval_step, state.params, problem)
-            if step % config.checkpoint.save_every_steps == 0 or step == last or signals.received:
+            stops = signals.stop_after(step)
+            if step % config.checkpoint.save_every_steps == 0 or step == last or stops:
                 with meter.spent("save"):
                     for index, member in enumerate(members):
                         member.save(step, state, index)
                 time = meter.read_time()
                 for member in members:
                     member.log(step, "time", time)
-            if signals.received and step < last:
-                raise Preempted(
-                    f"{signals.received}: saved step {step} of {last}; the same command continues from there"
-                )
+            if stops and step < last:
+                raise Preempted(f"{signals.reason}: saved step {step} of {last}; the same command continues from there")
             if all(member.failure for member in members):
                 return
 

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gpt.files import write_atomically
 from gpt.training.goodput import PARTS
+from gpt.training.processes import is_first
 from gpt.training.run_dir import read_metrics, write_num_steps
 
 
@@ -19,6 +20,32 @@ from gpt.training.run_dir import read_metrics, write_num_steps
 def console() -> Console:
     """The console on standard error: one a process, because live displays nest on the same one alone."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Silence:
+    """What all processes but the first have for a report."""
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def advance(self, step: int) -> None:
+        """Does nothing."""
+
+    def say(self, text: str) -> None:
+        """Does nothing."""
+
+    def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """Does nothing."""
+
+
+def open_report(run_dir: Path, start_step: int, num_steps: int, title: str) -> "Report | Silence":
+    """The log of a run in its first process, and silence in the others."""
+    return Report(run_dir, start_step, num_steps, title) if is_first() else Silence()
 
 
 class Report:

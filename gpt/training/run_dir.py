@@ -19,16 +19,30 @@ from gpt.config import RunConfig
 from gpt.errors import ConfigError, DataError
 from gpt.files import write_atomically
 from gpt.text.tokenizer import Tokenizer
+from gpt.training.processes import is_first, meet
 
 
 def open_run(config: RunConfig, tokenizer: Tokenizer) -> Path:
-    """The run directory of `config`, created, or found with the same config in it.
+    """The run directory of `config`, created, or found with the same config in it; all processes see the same one.
 
     Raises:
       ConfigError: another config was used in this directory; names the differing settings.
       DataError: it cannot be written.
     """
     run_dir = Path(config.output_dir)
+    meet()  # Nothing is written before every process has what it needs.
+    if is_first():
+        _create_run(run_dir, config, tokenizer)
+    meet()
+    if not (run_dir / "config.gin").exists():
+        raise ConfigError(
+            f"RunConfig.output_dir = {config.output_dir!r} is another directory on this host than in process 0: "
+            "set a path that all hosts share"
+        )
+    return run_dir
+
+
+def _create_run(run_dir: Path, config: RunConfig, tokenizer: Tokenizer) -> None:
     if (run_dir / "config.gin").exists():
         # Where it lies is no part of what a run is: its path may differ from machine to machine.
         there = dataclasses.replace(load_config(run_dir), output_dir=config.output_dir)
@@ -51,7 +65,6 @@ def open_run(config: RunConfig, tokenizer: Tokenizer) -> Path:
             tokenizer.save(run_dir / "tokenizer")
     except OSError as error:
         raise DataError(f"cannot write to RunConfig.output_dir = {config.output_dir!r}: {error}") from error
-    return run_dir
 
 
 def load_config(run_dir: Path) -> RunConfig:
