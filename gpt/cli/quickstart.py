@@ -113,15 +113,17 @@ def _show_sample(pretrained: Path, seed: int, as_json: bool) -> None:
     import jax
 
     from gpt.config import MeshConfig
-    from gpt.generation.sampling import sample
+    from gpt.generation.decode import continue_texts
+    from gpt.generation.settings import Decoding
     from gpt.sharding import make_mesh
     from gpt.training.checkpoint import find_checkpoint, load_params
     from gpt.training.run_dir import load_config, load_tokenizer
 
     config, tokenizer = load_config(pretrained).model, load_tokenizer(pretrained)
     params = load_params(find_checkpoint(pretrained), make_mesh(MeshConfig(), jax.devices()[:1]))
-    ids = sample(config, params, tokenizer.encode(PROMPT), num_tokens=40, temperature=0.7, seed=seed)
-    text = tokenizer.decode(ids)
+    prompt = tokenizer.encode(PROMPT)
+    decoding = Decoding(max_new_tokens=40, temperature=0.7, seed=seed)
+    text = tokenizer.decode(prompt + continue_texts(config, params, [prompt], decoding)[0][0].ids)
     print(f"\nSample, temperature 0.7: {text}", file=sys.stderr)
     if as_json:
         result: dict[str, Any] = {"prompt": PROMPT, "text": text}

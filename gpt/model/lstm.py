@@ -7,10 +7,13 @@ gate; a linear map brings its state to the width of the tied softmax. It needs n
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from gpt.config import ModelConfig
 from gpt.model.transformer import dropout
+
+Carry = tuple[Float[Array, "B U"], Float[Array, "B U"]]
+"""State and cell."""
 
 
 class LSTM(nnx.Module):
@@ -35,29 +38,50 @@ class LSTM(nnx.Module):
         if length > limit:
             raise ValueError(f"{length} tokens do not fit into ModelConfig.context_length = {limit}")
         embed_key, out_key = (None, None) if key is None else jax.random.split(key)
-        x = self.token_embedding[...][inputs].astype(self.config.compute_dtype)
+        x = self.embed(inputs)
         x = dropout(x, self.config.embed_dropout_rate, embed_key)
+        states, _ = self.run(x, self.start(inputs.shape[0]))
+        return self.out(dropout(states, self.config.residual_dropout_rate, out_key))
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """What the recurrent layer reads."""
+        return self.token_embedding[...][tokens].astype(self.config.compute_dtype)
+
+    def start(self, batch_size: int) -> Carry:
+        """State and cell before the first token."""
+        zeros = jnp.zeros((batch_size, self.config.lstm_dim), jnp.float32)
+        return zeros.astype(self.config.compute_dtype), zeros
+
+    def run(
+        self, x: Float[Array, "B T D"], carry: Carry, mask: Bool[Array, "B T"] | None = None
+    ) -> tuple[Float[Array, "B T U"], Carry]:
+        """The state after each embedded token, and the last; where the mask is false, nothing changes."""
         # One product for all positions; only what depends on the state has to wait for it.
         gates = self.input(x).swapaxes(0, 1)
-        start = jnp.zeros((inputs.shape[0], self.config.lstm_dim), jnp.float32)
-        _, states = jax.lax.scan(self._step, (start.astype(x.dtype), start), gates)
-        return self.out(dropout(states.swapaxes(0, 1), self.config.residual_dropout_rate, out_key))
+
+        def step(carry, inputs):
+            gates, is_token = inputs
+            after = self._step(carry, gates)
+            if is_token is not None:
+                after = jax.tree.map(lambda new, old: jnp.where(is_token[:, None], new, old), after, carry)
+            return after, after[0]
+
+        carry, states = jax.lax.scan(step, carry, (gates, None if mask is None else mask.swapaxes(0, 1)))
+        return states.swapaxes(0, 1), carry
 
     def logits(self, hidden: Float[Array, "B T D"], key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:  # noqa: ARG002 - as Transformer.logits
         """Scores of every token, in float32, by the transposed token table (eq. 2)."""
         table = self.token_embedding[...].astype(hidden.dtype)
         return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
 
-    def _step(
-        self, carry: tuple[Float[Array, "B U"], Float[Array, "B U"]], from_input: Float[Array, "B G"]
-    ) -> tuple[tuple[Float[Array, "B U"], Float[Array, "B U"]], Float[Array, "B U"]]:
+    def _step(self, carry: Carry, from_input: Float[Array, "B G"]) -> Carry:
         """State and cell after one more token; the cell, a sum over time, is kept in float32."""
         state, cell = carry
         gates = (from_input + self.recurrent(state)).astype(jnp.float32)
         write, keep, candidate, read = jnp.split(gates, 4, axis=-1)
         cell = jax.nn.sigmoid(keep) * cell + jax.nn.sigmoid(write) * jnp.tanh(candidate)
         state = (jax.nn.sigmoid(read) * jnp.tanh(cell)).astype(state.dtype)
-        return (state, cell), state
+        return state, cell
 
 
 class Weights(nnx.Module):

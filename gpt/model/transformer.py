@@ -77,15 +77,30 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B T D"], visible: Bool[Array, "#B 1 T T"], key: Key[Array, ""] | None
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T T"]]:
         """What each position gathers from those that are visible to it, and in which proportions."""
-        heads = (*x.shape[:-1], self.config.num_heads, self.config.head_dim)
-        q, k, v = (third.reshape(heads) for third in jnp.split(self.qkv(x), 3, axis=-1))
+        q, k, v = self.project(x)
+        return self.attend(q, k, v, visible, key)
 
+    def project(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T H K"]]:
+        """Queries, keys and values."""
+        heads = (*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+        return [third.reshape(heads) for third in jnp.split(self.qkv(x), 3, axis=-1)]
+
+    def attend(
+        self,
+        q: Float[Array, "B T H K"],
+        k: Float[Array, "B S H K"],
+        v: Float[Array, "B S H K"],
+        visible: Bool[Array, "#B 1 T S"],
+        key: Key[Array, ""] | None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S"]]:
+        """As above, of T positions that look at S, which may be more."""
         scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32)
         scores = scores * self.config.head_dim**-0.5
-        probabilities = jax.nn.softmax(jnp.where(visible, scores, MASKED_SCORE)).astype(x.dtype)
+        probabilities = jax.nn.softmax(jnp.where(visible, scores, MASKED_SCORE)).astype(q.dtype)
         probabilities = dropout(probabilities, self.config.attention_dropout_rate, key)
 
-        return self.out(jnp.einsum("bhqs,bshk->bqhk", probabilities, v).reshape(x.shape)), probabilities
+        gathered = jnp.einsum("bhqs,bshk->bqhk", probabilities, v)
+        return self.out(gathered.reshape(*q.shape[:2], -1)), probabilities
 
 
 class MLP(nnx.Module):
@@ -115,11 +130,21 @@ class Block(nnx.Module):
         self, x: Float[Array, "B T D"], visible: Bool[Array, "#B 1 T T"], key: Key[Array, ""] | None
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T T"]]:
         """The residual stream after this layer, and the layer's attention probabilities."""
-        rate = self.config.residual_dropout_rate
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         gathered, probabilities = self.attention(x, visible, keys[0])
-        x = self.attention_norm(x + dropout(gathered, rate, keys[1]))
-        return self.mlp_norm(x + dropout(self.mlp(x), rate, keys[2])), probabilities
+        return self.add(x, gathered, keys[1], keys[2]), probabilities
+
+    def add(
+        self,
+        x: Float[Array, "B T D"],
+        gathered: Float[Array, "B T D"],
+        gathered_key: Key[Array, ""] | None = None,
+        mlp_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The residual stream after this layer, from what its attention gathered."""
+        rate = self.config.residual_dropout_rate
+        x = self.attention_norm(x + dropout(gathered, rate, gathered_key))
+        return self.mlp_norm(x + dropout(self.mlp(x), rate, mlp_key))
 
 
 class Transformer(nnx.Module):
@@ -175,6 +200,15 @@ class Transformer(nnx.Module):
         if self.config.softmax_over_positions:
             table = jnp.concatenate([table, positions])
         return jnp.einsum("btd,vd->btv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def embed(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """What the first block reads, dropout off."""
+        return self._embed(tokens, None, None, positions, None)[0]
+
+    def unstacked_blocks(self) -> list[Block]:
+        """The blocks one by one."""
+        graph, stacked = nnx.split(self.blocks)
+        return [nnx.merge(graph, layer) for layer in _unstack(stacked, self.config.num_layers)]
 
     def _tables(self, key: Key[Array, ""] | None) -> tuple[Float[Array, "V D"], Float[Array, "P D"]]:
         """Token and position embeddings as this pass sees them."""
