@@ -14,10 +14,9 @@ from gpt.data.batches import (
     TextBatch,
     finetuning_batches,
     held_out_task_batches,
-    held_out_text_batches,
     length_buckets,
-    pretraining_batches,
 )
+from gpt.data.windows import Text, held_out_text_batches, pretraining_batches
 from gpt.errors import DataError
 
 LENGTH, BATCH, EPOCHS = 8, 4, 3
@@ -33,7 +32,7 @@ def examples(count: int, num_sequences: int = 1) -> TaskExamples:
 
 
 def pretraining(seed: int = 0) -> Any:
-    return pretraining_batches(TOKENS, LENGTH, BATCH, EPOCHS, seed)
+    return pretraining_batches({"text": Text(TOKENS)}, LENGTH, BATCH, EPOCHS, seed)
 
 
 def finetuning(seed: int = 0, count: int = 11) -> Any:
@@ -91,7 +90,7 @@ def test_each_epoch_has_an_order_of_its_own(dataset: Any) -> None:
 
 
 def test_windows_left_out_of_one_epoch_come_in_another() -> None:
-    dataset: Any = pretraining_batches(TOKENS, LENGTH, BATCH, 20, 0)
+    dataset: Any = pretraining_batches({"text": Text(TOKENS)}, LENGTH, BATCH, 20, 0)
     assert len(set(window_starts(dataset[step] for step in range(len(dataset))))) == 14
 
 
@@ -118,7 +117,7 @@ def test_reading_ahead_in_threads_from_the_middle_gives_the_same_batches(make: C
 
 def test_text_for_less_than_one_batch_is_refused_with_the_numbers() -> None:
     with pytest.raises(DataError, match=r"25 tokens, 3 windows .*context_length = 8; RunConfig\.batch_size = 4"):
-        pretraining_batches(np.arange(25), LENGTH, BATCH, EPOCHS, 0)
+        pretraining_batches({"text": Text(np.arange(25))}, LENGTH, BATCH, EPOCHS, 0)
 
 
 # Held-out text

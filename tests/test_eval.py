@@ -114,6 +114,31 @@ def test_another_store_can_be_scored_by_an_override(
     assert [row["n"] for row in command.rows] == [100, 100]
 
 
+def test_several_stores_are_scored_each_by_itself_and_all_together(
+    toy: Toy, pretrained: Run, tmp_path: Path, evaluate: Callable[..., Command]
+) -> None:
+    parts = []
+    for name, size in (("my_books", 101), ("wiki", 331)):
+        store = shutil.copytree(toy.store, tmp_path / name)
+        index = json.loads((store / "index.json").read_text())
+        index["splits"]["validation"]["tokens"] = size
+        (store / "index.json").write_text(json.dumps(index))
+        (store / "validation.bin").write_bytes((store / "validation.bin").read_bytes()[: 2 * size])
+        parts.append(TokenStore.open(store).split("validation"))
+    stores = f"{{'{tmp_path}/wiki': 0.9, '{tmp_path}/my_books': 0.1}}"
+    command = evaluate(f"--run={pretrained.path}", "--json", f"--gin.DataConfig.token_store={stores}")
+    params = params_of(pretrained)
+    books, wiki = (expected_text_loss(params, tokens) for tokens in parts)
+    joint = (100 * books + 330 * wiki) / 430
+    assert {row["metric"]: row["n"] for row in command.rows} == {
+        "lm_loss": 430, "perplexity": 430, "lm_loss_my_books": 100, "perplexity_my_books": 100,
+        "lm_loss_wiki": 330, "perplexity_wiki": 330,
+    }  # fmt: skip
+    assert [row["value"] for row in command.rows] == pytest.approx(
+        [joint, math.exp(joint), books, math.exp(books), wiki, math.exp(wiki)], rel=1e-5
+    )
+
+
 def test_a_run_is_scored_with_its_own_vocabulary_wherever_the_first_one_has_gone(
     pretrained: Run, tmp_path: Path, evaluate: Callable[..., Command]
 ) -> None:

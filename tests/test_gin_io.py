@@ -180,7 +180,7 @@ def test_the_description_has_type_default_and_meaning_of_every_field() -> None:
 def test_every_field_has_a_type_that_the_reader_checks() -> None:
     for key, field in FIELDS.items():
         for option in options_of(field.type):
-            assert option in (int, float, str, bool, NoneType) or isinstance(option, str), key
+            assert option in (int, float, str, bool, NoneType, dict[str, float]) or isinstance(option, str), key
 
 
 # Errors: names.
@@ -313,7 +313,8 @@ def test_all_settings_still_required_are_listed_in_one_error(mark: str) -> None:
         "still to be set, in a gin file or with --gin.Section.field=value:",
         "  RunConfig.output_dir (no default): run directory: config, checkpoints, metrics; "
         "repeat the command to resume",
-        "  DataConfig.token_store (REQUIRED in a.gin:1): directory that `gpt prepare` wrote; needed to pretrain",
+        "  DataConfig.token_store (REQUIRED in a.gin:1): directory that `gpt prepare` wrote, or several by weight: "
+        "{'books': 0.7, 'wiki': 0.3}; needed to pretrain",
         "  OptimizerConfig.learning_rate (REQUIRED in a.gin:3 (%lr of a.gin:2)): peak learning rate",
     ]
 
@@ -426,3 +427,41 @@ def test_a_config_built_by_hand_equals_the_one_that_was_read() -> None:
     read = load_text("")
     by_hand = RunConfig(output_dir="runs/x", tokenizer=TokenizerConfig(path="tok"), data=read.data)
     assert read == by_hand
+
+
+# Token stores with weights
+
+
+def test_token_stores_are_given_with_weights_in_a_file_and_on_the_command_line() -> None:
+    text = "DataConfig.token_store = {\n  'gs://b/wiki': %share,\n  'runs/books': 1,\n}\nshare = 0.5"
+    from_file = gin_io.load([write("a.gin", text)], NEEDED[:2]).data
+    from_flag = gin_io.load([], [*NEEDED[:2], "DataConfig.token_store={'runs/books': 1, 'gs://b/wiki': .5}"]).data
+    assert from_file == from_flag
+    assert list(from_file.token_stores.items()) == list(from_flag.token_stores.items())
+    assert from_file.token_stores == {"gs://b/wiki": 0.5, "runs/books": 1.0}
+    assert gin_io.load([], NEEDED).data.token_stores == {"tokens": 1.0}
+
+
+def test_weights_are_read_back_from_the_saved_config() -> None:
+    config = gin_io.load([], [*NEEDED[:2], "DataConfig.token_store={'a': 7, 'b': 3}"])
+    assert gin_io.load([write("saved.gin", gin_io.format_config(config))]) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{'a': 'b'}", "DataConfig.token_store = {'a': 'b'}: expected str | dict[str, float] | None"),
+        ("{'a': True}", "expected str | dict[str, float] | None"),
+        ("{1: 2}", "expected str | dict[str, float] | None"),
+        ("['a', 'b']", "expected str | dict[str, float] | None"),
+        ("{'a': 1, 'a': 2}", "'a' is there twice"),
+        ("{'a': %none}", "undefined macro `%none`"),
+        ("{}", "must name at least one token store"),
+        ("{'a': 0}", "the weight of 'a' is 0.0: must be greater than 0"),
+        ("{'a': -1.5, 'b': 1}", "the weight of 'a' is -1.5"),
+        ("{'a': 1e999}", "the weight of 'a' is inf"),
+    ],
+)
+def test_weights_that_are_none_are_refused(value: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        gin_io.load([], [*NEEDED[:2], f"DataConfig.token_store={value}"])

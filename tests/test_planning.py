@@ -316,6 +316,8 @@ def test_a_run_is_as_long_as_its_own_store_its_steps_or_the_paper_say(toy: Toy) 
     own = dataclasses.replace(CONFIG, data=DataConfig(token_store=str(toy.store)), num_epochs=3)
     tokens = json.loads((toy.store / "index.json").read_text())["splits"]["train"]["tokens"]
     assert find_workload(own).num_tokens == 3 * tokens
+    two = DataConfig(token_store={str(toy.store): 1.0, f"file://{toy.store}": 2.0})
+    assert find_workload(dataclasses.replace(own, data=two)).num_tokens == 3 * 2 * tokens
     assert find_workload(dataclasses.replace(CONFIG, max_steps=10)).num_tokens == 10 * 8 * 16
     books = find_workload(CONFIG)
     assert books.num_tokens == 100 * BOOKS_TOKENS

@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 from toy import ROOT, Run, Toy, run_python, run_until, toy_sentences, train_to
 
+from gpt import gin_io
 from gpt.cli.launch import run_guarded
 from gpt.config import CheckpointConfig, MeshConfig, ModelConfig
+from gpt.data.store import TokenStore
 from gpt.errors import ConfigError, DataError
 from gpt.model.gpt import Params, param_shapes
 from gpt.sharding import make_mesh
@@ -27,6 +29,7 @@ from gpt.text.training import train_bpe
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
 from gpt.training.goodput import PARTS
 from gpt.training.loop import check_pretrained, starting_state
+from gpt.training.problem import load_problem
 from gpt.training.run_dir import load_config, read_metrics
 from gpt.training.state import TrainState, transfer
 
@@ -69,6 +72,21 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 
 
 # What a run leaves behind
+
+
+def test_a_mixture_of_stores_says_how_often_each_is_read(toy: Toy, tmp_path: Path) -> None:
+    stores = {str(shutil.copytree(toy.store, tmp_path / name)): weight for name, weight in (("a", 1.0), ("b", 3.0))}
+    flags = [flag for flag in toy.pretrain_flags if "token_store" not in flag]
+    overrides = [flag.removeprefix("--gin.") for flag in flags if flag.startswith("--gin.")]
+    overrides += [f"DataConfig.token_store={stores}", f"RunConfig.output_dir={tmp_path / 'run'}"]
+    config = gin_io.load([ROOT / "configs" / "run" / "pretrain.gin"], overrides)
+    problem = load_problem(config, Tokenizer.load(toy.tokenizer))
+    tokens = len(TokenStore.open(toy.store).split("train"))
+    windows = (tokens - 1) // 16
+    assert problem.facts["train_tokens"] == 2 * tokens
+    assert problem.facts["a_passes"] == round(24 * 8 / 4 / windows, 2)
+    assert problem.facts["b_passes"] == round(24 * 8 * 3 / 4 / windows, 2)
+    assert list(problem.held_outs) == ["validation_a", "validation_b"]
 
 
 def test_the_loss_falls_and_the_last_line_holds_run_step_and_final_losses(pretrained: Run) -> None:

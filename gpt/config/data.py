@@ -1,6 +1,7 @@
 """The settings of vocabulary, text and labelled task."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from gpt.config.setting import REQUIRED, require, require_positive, require_rates, setting
@@ -22,7 +23,25 @@ class TokenizerConfig:
 class DataConfig:
     """The text to pretrain on."""
 
-    token_store: str | None = setting(None, "directory that `gpt prepare` wrote; needed to pretrain")
+    token_store: str | dict[str, float] | None = setting(  # noqa: RUF009 - nobody changes it
+        None,
+        "directory that `gpt prepare` wrote, or several by weight: {'books': 0.7, 'wiki': 0.3}; needed to pretrain",
+    )
+
+    def __post_init__(self) -> None:
+        stores = self.token_store if isinstance(self.token_store, dict) else {}
+        require(self.token_store != {}, "DataConfig.token_store = {}: must name at least one token store")
+        for store, weight in stores.items():
+            require(
+                0 < weight < math.inf,
+                f"DataConfig.token_store: the weight of {store!r} is {weight}: must be greater than 0",
+            )
+
+    @property
+    def token_stores(self) -> dict[str, float]:
+        """Weights by token store, in the order of their names; none when no store is set."""
+        stores = self.token_store if isinstance(self.token_store, dict) else {self.token_store: 1.0}
+        return {store: stores[store] for store in sorted(filter(None, stores))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -45,61 +45,6 @@ class TaskExamples(NamedTuple):
         return max(map(len, self.sequences))
 
 
-class _Windows:
-    """Windows of `context_length + 1` tokens; each starts on the last token of the one before."""
-
-    def __init__(self, tokens: np.ndarray, context_length: int):
-        self._tokens, self._length = tokens, context_length
-
-    def __len__(self) -> int:
-        return (len(self._tokens) - 1) // self._length
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        start = index * self._length
-        return self._tokens[start : start + self._length + 1].astype(np.int32)
-
-
-def pretraining_batches(
-    tokens: np.ndarray, context_length: int, batch_size: int, num_epochs: int, seed: int
-) -> grain.MapDataset:
-    """Batches of all epochs, reshuffled in each; windows that do not fill a batch wait for another epoch.
-
-    Raises:
-      DataError: fewer windows than one batch takes.
-    """
-    windows = _Windows(tokens, context_length)
-    if len(windows) < batch_size:
-        raise DataError(
-            f"the training split has {len(tokens):,} tokens, {len(windows):,} windows of ModelConfig.context_length "
-            f"= {context_length}; RunConfig.batch_size = {batch_size} needs at least as many: prepare more text"
-        )
-    weights = np.ones((batch_size, context_length), np.float32)
-    dataset = grain.MapDataset.source(windows).seed(seed).shuffle().batch(batch_size, drop_remainder=True)
-    return dataset.repeat(num_epochs).map(lambda rows: TextBatch(rows, weights))
-
-
-def held_out_text_batches(
-    tokens: np.ndarray, context_length: int, batch_size: int, max_batches: int | None
-) -> list[TextBatch]:
-    """Every window once and in order, the last one cut short; rows that fill the last batch have weight 0."""
-    if len(tokens) < 2:
-        raise DataError("the validation split of DataConfig.token_store has fewer than 2 tokens: nothing to predict")
-    starts = range(0, len(tokens) - 1, context_length)
-    batches = []
-    for first in range(0, len(starts), batch_size):
-        if len(batches) == max_batches:
-            break
-        batch = TextBatch(
-            np.zeros((batch_size, context_length + 1), np.int32), np.zeros((batch_size, context_length), np.float32)
-        )
-        for row, start in enumerate(starts[first : first + batch_size]):
-            window = tokens[start : start + context_length + 1]
-            batch.tokens[row, : len(window)] = window
-            batch.weights[row, : len(window) - 1] = 1
-        batches.append(batch)
-    return batches
-
-
 def length_buckets(context_length: int) -> tuple[int, ...]:
     """The padded lengths in use, doubling from 16: few, because each is a compiled program of its own."""
     buckets = [16]

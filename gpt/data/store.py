@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import re
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from gpt.data.place import Place
+from gpt.data.remote import RemoteTokens
 from gpt.errors import DataError
 from gpt.text.tokenizer import Tokenizer
 
@@ -25,6 +27,8 @@ FORMAT_VERSION = 1
 _SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _READ_TOKENS = 1 << 24
+
+Tokens = np.ndarray | RemoteTokens
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -83,18 +87,18 @@ class StoreIndex:
 class TokenStore:
     """A directory that `gpt prepare` wrote."""
 
-    def __init__(self, directory: Path, index: StoreIndex) -> None:
+    def __init__(self, directory: Place, index: StoreIndex) -> None:
         self.directory = directory
         self.index = index
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> "TokenStore":
-        """The store, after a look at the whole of it but its checksums.
+        """The store, after a look at the whole of it but its checksums; behind a URL, at index and lengths.
 
         Raises DataError when the index is damaged, a file is not as long as the index says, an id is beyond the
-        vocabulary, or the store was prepared with another tokenizer than the one given.
+        vocabulary (behind a URL: when it is read), or the store was prepared with another tokenizer than the one given.
         """
-        path = Path(directory)
+        path = Place(directory)
         store = cls(path, _read_index(path))
         if tokenizer is not None and tokenizer.sha256 != store.index.tokenizer_sha256:
             raise DataError(
@@ -106,20 +110,29 @@ class TokenStore:
             store._check_split(name)
         return store
 
-    def split(self, name: str) -> np.memmap[Any, Any]:
-        """All token ids of a split, read only; each document ends with the separator."""
+    def split(self, name: str) -> Any:
+        """All token ids of a split, read only; each document ends with the separator.
+
+        A memory map, or behind a URL an object whose slices are fetched when they are asked for.
+        """
         if name not in self.index.splits:
             known = ", ".join(self.index.splits)
             raise DataError(f"token store {self.directory}: no split {name!r}; there are: {known}")
-        path = self.directory / self.index.splits[name].file
-        return np.memmap(path, dtype=token_dtype(self.index.vocab_size), mode="r")
+        place = self.directory / self.index.splits[name].file
+        dtype = token_dtype(self.index.vocab_size)
+        if place.local is None:
+            return RemoteTokens(place, self.index.splits[name].tokens, dtype, self.index.vocab_size)
+        return np.memmap(place.local, dtype=dtype, mode="r")
 
     def verify(self) -> None:
         """Raise DataError unless every file has the checksum of the index."""
         for split in self.index.splits.values():
             path = self.directory / split.file
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            try:
+                with path.open() as file:
+                    found = sha256_of(file)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
             if found != split.sha256:
                 raise DataError(f"{path}: damaged: sha256 is {found}, the index says {split.sha256}")
 
@@ -127,15 +140,20 @@ class TokenStore:
         split = self.index.splits[name]
         path = self.directory / split.file
         expected = split.tokens * token_dtype(self.index.vocab_size).itemsize
-        found = path.stat().st_size if path.is_file() else None
-        if found is None:
-            raise DataError(f"{path}: missing from the token store; run `gpt prepare` again")
+        try:
+            found = path.size()
+        except (FileNotFoundError, IsADirectoryError):
+            raise DataError(f"{path}: missing from the token store; run `gpt prepare` again") from None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
         if found != expected:
             raise DataError(
                 f"{path}: has {found:,} bytes, {split.tokens:,} tokens take {expected:,}; the token store is "
                 "damaged: copy it again, or run `gpt prepare` again"
             )
         tokens = self.split(name)
+        if isinstance(tokens, RemoteTokens):
+            return  # its ids are looked at when they are fetched
         largest = max(int(tokens[i : i + _READ_TOKENS].max()) for i in range(0, len(tokens), _READ_TOKENS))
         if largest >= self.index.vocab_size:
             raise DataError(
@@ -144,15 +162,30 @@ class TokenStore:
             )
 
 
-def _read_index(directory: Path) -> StoreIndex:
+def sha256_of(file: Any) -> str:
+    """The digest of what is left of a file."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def read_windows(tokens: Tokens, starts: Sequence[int], length: int) -> list[np.ndarray]:
+    """The ids from each start on, `length` of them or as many as there are."""
+    if isinstance(tokens, RemoteTokens):
+        return tokens.read([(start, start + length) for start in starts])
+    return [tokens[start : start + length] for start in starts]
+
+
+def _read_index(directory: Place) -> StoreIndex:
     path = directory / INDEX_NAME
     try:
-        return StoreIndex.from_json(path.read_text(encoding="utf-8"))
+        return StoreIndex.from_json(path.read().decode("utf-8"))
     except FileNotFoundError:
-        problem = f"there is no {INDEX_NAME} in it" if directory.is_dir() else "there is no such directory"
+        problem = f"there is no {INDEX_NAME} in it" if directory.exists() else "there is no such directory"
         raise DataError(f"token store {directory}: {problem}; `gpt prepare` makes one") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text: {error}") from None
     except DataError as error:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from gpt.config import REQUIRED, SECTIONS, RunConfig
 from gpt.files import did_you_mean
@@ -51,12 +51,14 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 def options_of(annotation: Any) -> list[Any]:
     """The types that a field takes; of a Literal, its values."""
+    if get_origin(annotation) is dict:
+        return [annotation]
     return [option for argument in get_args(annotation) for option in options_of(argument)] or [annotation]
 
 
 def type_text(annotation: Any) -> str:
     """The types that a field takes, as a reader writes them."""
-    names = [option.__name__ if isinstance(option, type) else repr(option) for option in options_of(annotation)]
+    names = [option.__name__ if type(option) is type else repr(option) for option in options_of(annotation)]
     return " | ".join(names).replace("NoneType", "None")
 
 

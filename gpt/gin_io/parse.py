@@ -42,6 +42,18 @@ class Symbol:
         return self.sign + self.name
 
 
+class _Key(str):
+    """A key of a dictionary that equals no other, so that one given twice is found."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+
+class _Parser(config_parser.ConfigParser):
+    def _parse_dict_item(self) -> tuple[Any, Any]:
+        key, value = super()._parse_dict_item()
+        return _Key(key) if isinstance(key, str) else key, value
+
+
 class _Delegate(config_parser.ParserDelegate):
     def macro(self, macro_name: str) -> Any:
         return Symbol("%", macro_name)
@@ -84,6 +96,8 @@ def macros_in(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from macros_in(item)
+    elif isinstance(value, dict):
+        yield from macros_in(list(value.items()))
 
 
 def is_file_axis(key: str) -> bool:
@@ -134,7 +148,7 @@ def _read_override(text: str) -> Binding:
 def _parse(text: str, source: Path | str) -> list[Any]:
     """The statements of gin text; errors name `source`, a file or a command-line flag."""
     try:
-        return list(config_parser.ConfigParser(text, _Delegate()))
+        return list(_Parser(text, _Delegate()))
     except SyntaxError as error:
         # Only the last line of gin's message is for a reader; the first shows the address of an object.
         line, reason = error.lineno, error.msg.splitlines()[-1].strip()

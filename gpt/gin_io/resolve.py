@@ -66,6 +66,12 @@ def _resolve_macros(bindings: Sequence[Binding], used_elsewhere: Collection[str]
         if isinstance(value, list | tuple):
             items = [resolve(binding._replace(value=item), trail).value for item in value]
             return binding._replace(value=type(value)(items))
+        if isinstance(value, dict):
+            pairs = resolve(binding._replace(value=list(value.items())), trail).value
+            keys = [str(key) for key, _ in pairs]
+            if len(set(keys)) < len(keys):
+                raise ConfigError(f"{where}: {max(keys, key=keys.count)!r} is there twice")
+            return binding._replace(value={str(k) if isinstance(k, str) else k: item for k, item in pairs})
         if not isinstance(value, Symbol):
             return binding
         if value.sign == "@":
@@ -96,11 +102,17 @@ def typed(binding: Binding) -> Binding:
         if not abs(value) <= sys.float_info.max:
             raise ConfigError(f"{binding.where}: {binding.key}: the number is beyond the range of a float")
         return binding._replace(value=float(value))
+    if type(value) is dict and dict[str, float] in options and _holds_numbers(value):
+        return binding._replace(value={key: float(number) for key, number in value.items()})
     # `type`, not `isinstance`: True is no number of layers.
     if value is REQUIRED or type(value) in options or (isinstance(value, str) and value in options):
         return binding
     hint = did_you_mean(str(value), [option for option in options if isinstance(option, str)])
     raise ConfigError(f"{binding.where}: {binding.key} = {value!r}: expected {type_text(annotation)}{hint}")
+
+
+def _holds_numbers(value: dict[Any, Any]) -> bool:
+    return all(type(key) is str and type(number) in (int, float) for key, number in value.items())
 
 
 def _refuse_unset(settings: dict[str, Binding]) -> None:

@@ -150,9 +150,13 @@ def find_workload(config: RunConfig) -> Workload:
         return Workload(tokens, None, f"examples of {config.task.name!r} are not read, so their number is not known")
     epochs = f"{config.num_epochs} epochs of "
     try:
-        size = len(TokenStore.open(config.data.token_store or "").split("train"))
+        size = sum(len(TokenStore.open(store).split("train")) for store in config.data.token_stores)
     except DataError:
+        size = 0
+    if size == 0:
         return Workload(
             tokens, config.num_epochs * BOOKS_TOKENS, f"{epochs}BooksCorpus, about {BOOKS_TOKENS:.3g} tokens"
         )
-    return Workload(tokens, config.num_epochs * float(size), f"{epochs}{config.data.token_store}, {size:,} tokens")
+    return Workload(
+        tokens, config.num_epochs * float(size), f"{epochs}{', '.join(config.data.token_stores)}: {size:,} tokens"
+    )

@@ -35,18 +35,29 @@ def evaluate(eval_step: EvalStep, params: Params, problem: Problem, mesh: Mesh) 
     """Scores by name over all held-out data, exact for any batch size.
 
     `lm_loss` in nats; for text `perplexity`; for a task `task_loss` and the task's metrics. Those of a
-    second held-out split end in what sets it apart, such as `accuracy_mismatched`.
+    second held-out split end in what sets it apart, such as `accuracy_mismatched`. Of several token stores
+    each has its own, such as `perplexity_books`; without ending are those over the tokens of all.
     """
     return join_scores({split: judge(eval_step, params, problem, split, mesh).scores for split in problem.held_outs})
 
 
 def join_scores(scores_by_split: dict[str, dict[str, Score]]) -> dict[str, Score]:
-    """All scores in one dict, those of the first split under their own names."""
+    """All scores in one dict, those of the first split, or of all text together, under their own names."""
+    splits = list(scores_by_split.items())
+    if len(splits) > 1 and all("perplexity" in scores for _, scores in splits):
+        losses = [scores["lm_loss"] for _, scores in splits]
+        count = sum(n for _, n in losses)
+        splits.insert(0, ("validation", _text_scores(Score(math.fsum(loss * n for loss, n in losses) / count, count))))
     joined = {}
-    for rank, (split, scores) in enumerate(scores_by_split.items()):
-        suffix = f"_{split.split('_')[-1]}" if rank else ""
+    for rank, (split, scores) in enumerate(splits):
+        suffix = f"_{split.partition('_')[2]}" if rank else ""
         joined.update({f"{name}{suffix}": score for name, score in scores.items()})
     return joined
+
+
+def _text_scores(loss: Score) -> dict[str, Score]:
+    perplexity = math.exp(min(loss.value, 700.0))  # exp(710) is not a float
+    return {"lm_loss": loss, "perplexity": Score(perplexity, loss.n)}
 
 
 def judge(eval_step: EvalStep, params: Params, problem: Problem, split: str, mesh: Mesh) -> Judged:
@@ -68,9 +79,7 @@ def judge_results(results: list[Any], problem: Problem, split: str) -> Judged:
         count = math.fsum(float(result.counts[name]) for result in results)
         scores[name] = Score(total / count, round(count))
     if problem.task is None:
-        loss, n = scores["lm_loss"]
-        scores["perplexity"] = Score(math.exp(min(loss, 700.0)), n)  # exp(710) is not a float
-        return Judged(scores, [])
+        return Judged(_text_scores(scores["lm_loss"]), [])
 
     by_example = _scores_by_example(held_out, [result.scores for result in results], split)
     predictions = predict(problem.task.targets, np.concatenate([result.scores for result in results]))

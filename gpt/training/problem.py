@@ -2,21 +2,16 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from gpt.config import RunConfig
-from gpt.data.batches import (
-    TaskExamples,
-    finetuning_batches,
-    held_out_task_batches,
-    held_out_text_batches,
-    pretraining_batches,
-)
+from gpt.data.batches import TaskExamples, finetuning_batches, held_out_task_batches
 from gpt.data.store import TokenStore
+from gpt.data.windows import Text, held_out_text_batches, passes, pretraining_batches, short_names
 from gpt.errors import ConfigError
 from gpt.tasks.encode import EncodedSplit, encode_split
 from gpt.tasks.reader import read_split
@@ -32,7 +27,7 @@ class HeldOut:
     `labels` are the label of each row, None where they are secret; `order` is its number in the split.
     """
 
-    batches: list[Any]
+    batches: Sequence[Any]
     labels: np.ndarray | None = None
     order: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -47,7 +42,7 @@ class Problem:
     batches_of_seed: Callable[[int], grain.MapDataset]
     """`train_batches` of another RunConfig.seed."""
     held_outs: dict[str, HeldOut]
-    """What the run is judged by, by split: one, but for MultiNLI a matched and a mismatched one."""
+    """What the run is judged by, by split: one, for MultiNLI a matched and a mismatched one, of text one a store."""
     task: Task | None = None
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What was counted while reading: shown at the start and kept with the results."""
@@ -104,21 +99,39 @@ def _pretraining(config: RunConfig, tokenizer: Tokenizer, only_split: str | None
         )
     if only_split not in (None, "validation"):
         raise ConfigError(f"split {only_split!r}: text is scored on validation, the held-out split of its token store")
-    store = TokenStore.open(config.data.token_store, tokenizer)
-    train, validation = store.split("train"), store.split("validation")
-    length = config.model.context_length
+    weights = config.data.token_stores
+    stores = {name: TokenStore.open(path, tokenizer) for name, path in short_names(list(weights)).items()}
+    texts = {
+        name: Text(store.split("train"), weight)
+        for (name, store), weight in zip(stores.items(), weights.values(), strict=True)
+    }
+    held_out = {name: store.split("validation") for name, store in stores.items()}
+    facts = {
+        "train_tokens": sum(len(text.tokens) for text in texts.values()),
+        "validation_tokens": sum(map(len, held_out.values())),
+    }
+    length, batch_size = config.model.context_length, config.batch_size
     batches_of_seed, max_batches = _no_batches, None
     if only_split is None:
-        batches_of_seed = functools.partial(pretraining_batches, train, length, config.batch_size, config.num_epochs)
+        batches_of_seed = functools.partial(pretraining_batches, texts, length, batch_size, config.num_epochs)
         max_batches = config.evaluation_batches
     batches = batches_of_seed(config.seed)
+    num_steps = _num_steps(config, batches)
+    if len(texts) > 1 and only_split is None:
+        times = passes(texts, length, num_steps * batch_size)
+        facts |= {f"{name}_passes": round(count, 2) for name, count in times.items()}
     return Problem(
         objective=find_objective(config)[0],
         train_batches=batches,
         batches_of_seed=batches_of_seed,
-        num_steps=_num_steps(config, batches),
-        held_outs={"validation": HeldOut(held_out_text_batches(validation, length, config.batch_size, max_batches))},
-        facts={"train_tokens": len(train), "validation_tokens": len(validation)},
+        num_steps=num_steps,
+        held_outs={
+            f"validation_{name}" if len(stores) > 1 else "validation": HeldOut(
+                held_out_text_batches(tokens, length, batch_size, max_batches)
+            )
+            for name, tokens in held_out.items()
+        },
+        facts=facts,
     )
 
 

@@ -1,0 +1,123 @@
+"""Files and directories here and behind URLs such as gs://bucket/store and s3://bucket/store, through fsspec."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations
+from fsspec.utils import merge_offset_ranges
+
+from gpt.errors import DataError
+from gpt.files import replacing
+
+_EXTRAS = {"gcsfs": "gcs", "s3fs": "s3"}
+
+
+class Place:
+    """A file or directory, by its path or URL. What hinders to reach it is an OSError."""
+
+    def __init__(self, where: str | os.PathLike[str]) -> None:
+        self.where = os.fspath(where).rstrip("/") or "/"
+        self._fs, self._path = _file_system(self.where)
+
+    def __str__(self) -> str:
+        return self.where
+
+    def __truediv__(self, name: str) -> "Place":
+        return Place(f"{self.where}/{name}")
+
+    @property
+    def local(self) -> Path | None:
+        """The path on this machine; None behind a URL."""
+        return Path(self._path) if isinstance(self._fs, LocalFileSystem) else None
+
+    def size(self) -> int:
+        """Bytes of the file; FileNotFoundError when there is nothing, IsADirectoryError when it is a directory."""
+        with _os_errors():
+            found = self._fs.info(self._path)
+        if found["type"] == "directory":
+            raise IsADirectoryError(self.where)
+        return found["size"]
+
+    def exists(self) -> bool:
+        """Whether there is a file or a directory."""
+        if self.local is not None:
+            return os.path.lexists(self.local)
+        with _os_errors():
+            return self._fs.exists(self._path)
+
+    def read(self) -> bytes:
+        """The content of the file."""
+        with _os_errors():
+            return bytes(self._fs.cat_file(self._path))  # pyright: ignore[reportArgumentType] - never text
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each range, from its start to before its end; ranges that touch are fetched as one."""
+        if not ranges:
+            return []
+        starts: list[int | None] = [start for start, _ in ranges]
+        ends: list[int | None] = [end for _, end in ranges]
+        paths, first, last = merge_offset_ranges([self._path] * len(starts), starts, ends)
+        with _os_errors():
+            chunks = self._fs.cat_ranges(paths, first, last, on_error="raise")
+        found = []
+        for start, end in ranges:
+            number = next(k for k, offset in enumerate(first) if offset <= start and end <= (last[k] or 0))
+            found.append(chunks[number][start - first[number] : end - first[number]])
+        return found
+
+    def open(self, mode: str = "rb") -> Any:
+        """The file, opened for bytes; a new one behind a URL is there when it is closed."""
+        with _os_errors():
+            return self._fs.open(self._path, mode)
+
+    def write(self, content: bytes) -> None:
+        """Makes or replaces the file, which is whole or as it was."""
+        if self.local is None:
+            with _os_errors():
+                self._fs.pipe_file(self._path, content)
+            return
+        with replacing(self.local, "wb") as file:
+            file.write(content)
+
+
+def is_url(where: str) -> bool:
+    """Whether it is a URL and not a path."""
+    return "://" in where
+
+
+def _file_system(where: str) -> tuple[AbstractFileSystem, str]:
+    if not is_url(where):
+        return LocalFileSystem(), where
+    protocol = where.partition("://")[0]
+    try:
+        # Without a cache of listings: other hosts write there, too.
+        return url_to_fs(where, use_listings_cache=False)
+    except ImportError as error:
+        package = known_implementations[protocol]["class"].partition(".")[0]
+        extra = f" (`pip install '.[{_EXTRAS[package]}]'` takes a fitting version)" if package in _EXTRAS else ""
+        raise DataError(
+            f"{where}: {protocol}:// needs the package {package}: `pip install {package}`{extra}; {error}"
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"{where}: {protocol}:// is not known ({error}); such as gs://, s3://, file:// or a path are"
+        ) from error
+    except Exception as error:  # whatever the driver raises, for want of credentials for instance
+        raise DataError(f"{where}: cannot be reached: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Errors of drivers, which raise what they like, as OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
