@@ -33,9 +33,9 @@ def score_run(
     config = gin_io.load([run_dir / "config.gin"], overrides)
     config = dataclasses.replace(config, tokenizer=TokenizerConfig(path=str(run_dir / "tokenizer")))
     problem = load_problem(config, load_tokenizer(run_dir), only_split=split)
-    mesh = make_mesh(config.mesh)
     checkpoint = find_checkpoint(run_dir, step)
-    meet()  # What one process lacks, such as the data, ends all of them here.
+    meet()  # What one process lacks ends all: the devices of one wait for those of the others.
+    mesh = make_mesh(config.mesh)
     params = load_params(checkpoint, mesh)
     head = params["head"]["bias"].shape[0] if "head" in params else None
     if problem.task is not None and head != problem.num_outputs:

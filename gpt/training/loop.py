@@ -45,6 +45,7 @@ def train(config: RunConfig, profile_steps: ProfileSteps | None = None) -> dict[
       Preempted: SIGTERM or Ctrl-C came; the state is saved, and the same call continues.
     """
     tokenizer, problem = load_inputs(config)
+    meet()  # What one process lacks ends all: the devices of one wait for those of the others.
     mesh = make_mesh(config.mesh)
     check_divisible(mesh, config.model, config.batch_size, config.accumulation_steps)
     if profile_steps is not None:

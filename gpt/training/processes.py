@@ -28,8 +28,8 @@ _COMPLAINTS = "gpt/complaints/"
 # Reading and tokenizing may take one host longer than another. One that has died is noticed by its missing
 # heartbeat long before, so the wait has an end only for completeness.
 _LONGEST_WAIT_MS = 24 * 3600 * 1000
-# A process that fails between two meetings finds nobody at the next one.
-_COMPLAINT_WAIT_MS = 10 * 1000
+# Others may still be loading, and come to the next meeting; in the middle of training nobody comes.
+_COMPLAINT_WAIT_MS = 60 * 1000
 
 
 class _Heard(ConfigError):
