@@ -265,7 +265,7 @@ FLAGS = {
     "sweep": {"--gin_file", "--output", "--data_root", "--shard", "--population", "--status", "--json"},
     "submit": {"--runs", "--check", "--output", "--allow_partial", "--json"},
     "zeroshot": {"--model", "--task", "--data", "--threshold_data", "--checkpoints", "--output", "--json"},
-    "plan": {"--topology", "--slices", "--gin_file", "--search", "--compile", "--json"},
+    "plan": {"--topology", "--slices", "--gin_file", "--search", "--compile", "--estimate", "--json"},
     "launch": {"--processes", "--devices_per_process"},
     "quickstart": {"--output", "--seed", "--json"},
 }

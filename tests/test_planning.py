@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -436,6 +437,9 @@ def test_the_step_of_a_run_is_compiled_for_tpus_that_are_not_there() -> None:
     params = guess.memory.arguments / 3
     assert params * 1.5 * 0.9 < sums.sent_bytes < params * 1.5 * 1.5
     assert 0 < plan.to_json()["mfu_bound"] < 1
+    assert (
+        make_plan(config, find_topology("v5e:2x2")).memory == plan.memory
+    )  # a warning of a bad cache would be an error
 
 
 @needs_libtpu
@@ -454,7 +458,7 @@ def test_a_batch_too_large_is_told_by_how_much(plan: Callable[..., Command]) -> 
     [("v5e:2x4", {"ici"}), ("v5e:16x16", {"ici"}), ("v4:2x2x2", {"ici"}), ("2*v5e:2x4", {"ici", "dcn"})],
 )
 def test_gpt1_compiles_and_fits_at_full_size(name: str, networks: set[str], plan: Callable[..., Command]) -> None:
-    batch = max(64, find_topology(name).num_chips)
+    batch = 2048 if name == "v5e:16x16" else 64
     flags = ("--gin.ModelConfig.compute_dtype=bfloat16", f"--gin.RunConfig.batch_size={batch}", "--json")
     code, out, _ = plan(f"--topology={name}", f"--gin_file={PRETRAIN}", *flags)
     row = json.loads(out)
@@ -463,3 +467,37 @@ def test_gpt1_compiles_and_fits_at_full_size(name: str, networks: set[str], plan
     # Gradients in the layers' precision, and those of the embedding in float32, summed once.
     sent = sum(one["sent_bytes"] for one in row["collectives"] if one["network"] == "ici")
     assert 1.5 * 2 * 116.5e6 < sent < 4 * 4 * 116.5e6
+
+
+# The page
+
+
+PAGE = (ROOT / "docs" / "scaling.md").read_text()
+ROWS = re.findall(r"^\| `([^`]+)` \| ((?:data|fsdp) [^|]*) \| (\d+) \| (.*) \|$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "mesh", "parts", "figures"), ROWS)
+def test_the_estimates_of_the_page_on_scaling_are_what_the_command_says(
+    name: str, mesh: str, parts: str, figures: str
+) -> None:
+    topology = find_topology(name)
+    axes = {axis: int(size) for axis, size in (part.split() for part in mesh.split(" x "))}
+    config = dataclasses.replace(
+        CONFIG,
+        mesh=MeshConfig(**{**axes, "data": axes.get("data", 1) // topology.num_slices or 1}),
+        accumulation_steps=int(parts),
+        batch_size=64,
+        model=ModelConfig(compute_dtype="bfloat16"),
+    )
+    if name.partition("*")[2].startswith("v5p") or name.startswith("v5p"):
+        files = [PRETRAIN, ROOT / "configs" / "model" / "gpt_13b.gin"]
+        unset = {"RunConfig.output_dir": "", "TokenizerConfig.path": "", "DataConfig.token_store": ""}
+        large = gin_io.load(files, ["ModelConfig.compute_dtype=bfloat16"], if_unset=unset).model
+        config = dataclasses.replace(config, model=large, batch_size=1024)
+    plan = make_plan(config, topology, estimate=True)
+    assert plan.roofline is not None
+    memory, compute, hbm, *_, step, mfu, days = figures.split(" | ")
+    assert memory == f"{plan.memory.peak / 2**30:.1f}"
+    seconds = (plan.roofline.compute, plan.roofline.hbm, plan.roofline.bound)
+    assert [compute, hbm, step] == [f"{value * 1e3:.3g}" for value in seconds]
+    assert (mfu, days) == (f"{plan.roofline.mfu:.1%}", f"{plan.days:.3g}")

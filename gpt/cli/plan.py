@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --search, compile so many (default: %(default)s)",
     )
+    parser.add_argument("--estimate", action="store_true", help="compile nothing: figures from shapes alone, at once")
     parser.add_argument("--json", action="store_true", help="print one object a mesh a line")
 
 
@@ -52,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
     from gpt.planning.topology import find_topology
 
     topology = find_topology(args.topology, args.slices)
-    plans = search(config, topology, args.compile) if args.search else [make_plan(config, topology)]
+    if args.search:
+        plans = search(config, topology, 0 if args.estimate else args.compile)
+    else:
+        plans = [make_plan(config, topology, estimate=args.estimate)]
     if args.json:
         for plan in plans:
             print(json.dumps(plan.to_json()))

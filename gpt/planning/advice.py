@@ -25,8 +25,11 @@ def advise(config: RunConfig, mesh: Mesh, memory: Memory, limit: float) -> list[
     if smaller:
         size = smaller[-1] * num_parts(mesh, "batch") * config.accumulation_steps
         advice.append(f"RunConfig.batch_size = {size}")
-    for logical, what in (("embed", "state"), ("heads", "state and activations")):
+    splits = [("heads", "state and activations")]
+    if memory.arguments > limit / 4:
+        splits.insert(0, ("embed", "state"))
+    for logical, what in splits:
         (axis,) = MESH_AXES_OF[logical]
-        if memory.arguments > limit / 4 and mesh.shape[axis] < mesh.size:
+        if mesh.shape[axis] < mesh.size:
             advice.append(f"MeshConfig.{axis} more than {mesh.shape[axis]}: splits the {what} over more chips")
-    return advice or ["more chips, or chips with more memory: a single sequence a chip is too much"]
+    return advice or ["chips with more memory: a single sequence is too much"]

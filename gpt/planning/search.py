@@ -13,7 +13,8 @@ from gpt.sharding import MESH_AXES, MESH_AXES_OF
 def search(config: RunConfig, topology: Topology, num_compiled: int) -> list[Plan]:
     """Plans of all meshes that divide chips, model and batch, best first.
 
-    All are estimated; the best of them are compiled, where that is possible, and only those are given back then.
+    All are estimated; `num_compiled` of the best are compiled, where that is possible, and only those are given
+    back then.
     Slices, if there are several, split the batch.
 
     Raises:
@@ -29,7 +30,7 @@ def search(config: RunConfig, topology: Topology, num_compiled: int) -> list[Pla
     if not plans:
         raise ConfigError(f"--search: no mesh of {topology.name} divides model and batch; the first of them: {reason}")
     plans.sort(key=lambda pair: rank(pair[1]))
-    if not topology.can_compile:
+    if num_compiled == 0 or not topology.can_compile:
         return [plan for _, plan in plans]
     compiled = [make_plan(candidate, topology) for candidate, _ in plans[:num_compiled]]
     return sorted(compiled, key=rank)

@@ -1,11 +1,14 @@
 """The step of a run, compiled for a mesh of devices that need not be there."""
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from gpt.config import RunConfig
@@ -50,16 +53,30 @@ def compile_step(config: RunConfig, mesh: Mesh, num_steps: int) -> Compiled:
     shardings = jax.tree.map(lambda shape: shape.sharding, state)
     step: Any = make_train_step(model, objective, optimizer, dropout_key, config.accumulation_steps, shardings)
     try:
-        compiled = step.lower(state, batch).compile()
+        with _without_cache():
+            compiled = step.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         return Compiled(_refused(str(error), sharded_bytes((state, batch))), None)
     sizes = compiled.memory_analysis()
     kept = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     temporaries = sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes
     return Compiled(
-        Memory(sizes.argument_size_in_bytes, temporaries, kept + temporaries),
+        Memory(float(sizes.argument_size_in_bytes), float(temporaries), float(kept + temporaries)),
         compiled.as_text(),
     )
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """Keeps programs out of the cache on disk: those for devices that are not there cannot be read back."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # whether there is one, is asked once and remembered
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _refused(message: str, arguments: float) -> Memory:
