@@ -415,6 +415,12 @@ def test_a_file_that_is_not_utf_8_is_refused(content: bytes) -> None:
         gin_io.load(["a.gin"])
 
 
+@pytest.mark.parametrize("where", ["gs://bucket/run", "file:///runs/x"])
+def test_a_run_directory_behind_a_url_is_refused_with_the_way_out(where: str) -> None:
+    with pytest.raises(ConfigError, match=rf"RunConfig\.output_dir = '{where}': must be a path.*Mount the bucket"):
+        gin_io.load([], [f"RunConfig.output_dir={where}", *NEEDED[1:]])
+
+
 # Walls.
 
 

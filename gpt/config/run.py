@@ -38,6 +38,11 @@ class RunConfig:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
+        require(
+            "://" not in self.output_dir,
+            f"RunConfig.output_dir = {self.output_dir!r}: must be a path, not a URL: run directories are on a local or "
+            "mounted file system. Mount the bucket (gcsfuse, mount-s3) and give the path, or copy the run after it",
+        )
         require_positive(
             self, "num_epochs", "batch_size", "accumulation_steps", "log_every_steps",
             "evaluate_every_steps", "evaluation_batches",
