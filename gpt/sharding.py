@@ -9,12 +9,14 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from gpt.config import MeshConfig, ModelConfig
 from gpt.errors import ConfigError
@@ -51,8 +53,11 @@ MESH_AXES_OF: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "population": MESH_AXES,
     "length": ("sequence",),
+    "stream_length": ("sequence", "tensor"),
+    "logits": ("tensor",),
+    "lookup": ("tensor",),
     "embed": ("fsdp",),
-    "table_embed": ("fsdp", "tensor"),
+    "table_embed": ("tensor", "fsdp"),
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "gates": ("tensor",),
@@ -175,7 +180,7 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
     return rows[0]
 
 
-def state_shardings(mesh: Mesh, state: Any) -> Any:
+def state_shardings(mesh: Mesh | AbstractMesh, state: Any) -> Any:
     """The sharding of every leaf of `state`, a pytree of arrays or shapes.
 
     Optimizer moments lie as their parameter does: their path ends in the parameter's. Leaves
@@ -189,6 +194,27 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
         return NamedSharding(mesh, _partition(axes))
 
     return jax.tree.map_with_path(leaf_sharding, state)
+
+
+def splitting_activations(mesh: Mesh) -> AbstractContextManager[None]:
+    """A context in which `constrain` splits activations over `mesh`; works inside and outside of `jax.jit`."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """`x` split along its logical axes inside of `splitting_activations`; `x` itself elsewhere."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _partition(axes)))
+
+
+def constrain_state(state: Any) -> Any:
+    """`state`, such as gradients, split like parameters inside of `splitting_activations`; itself elsewhere."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return state
+    return jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

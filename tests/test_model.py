@@ -13,7 +13,7 @@ import reference
 from gpt.config import ModelConfig
 from gpt.model.gpt import bind, init_params, param_shapes, path_shapes
 from gpt.model.heads import last_token, mean_state
-from gpt.model.transformer import dropout
+from gpt.model.layers import dropout
 
 CONFIG = ModelConfig(
     vocab_size=50, num_special_tokens=3, context_length=11, num_layers=2, num_heads=4, embed_dim=32, mlp_dim=48
@@ -21,6 +21,7 @@ CONFIG = ModelConfig(
 NUM_OUTPUTS = 2
 SILENT = {"embed_dropout_rate": 0.0, "attention_dropout_rate": 0.0, "residual_dropout_rate": 0.0}
 KEY = jax.random.key(7)
+REMAT = ("none", "dots", "full")
 
 
 @pytest.fixture(scope="module")
@@ -244,11 +245,11 @@ def test_a_later_token_changes_nothing_before_it(params: Any, tokens: np.ndarray
 
 
 @functools.cache
-def traced_gradient(scan: bool):
+def traced_gradient(scan: bool, remat: str = "none"):
     """A loss and its gradient with dropout on, traced."""
 
     def loss(params, tokens):
-        hidden = bind(with_settings(scan_layers=scan), params).transformer(tokens, KEY)
+        hidden = bind(with_settings(scan_layers=scan, remat=remat), params).transformer(tokens, KEY)
         return (hidden[..., 0] ** 2).mean()
 
     shape = jax.ShapeDtypeStruct((4, CONFIG.context_length), jnp.int32)
@@ -266,6 +267,20 @@ def test_scanned_layers_equal_unrolled_ones_in_value_and_gradient_with_dropout(p
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), scanned, unrolled)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(scanned[1])) > 1e-2
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_remat_chooses_how_many_products_backward_computes_again(scan: bool) -> None:
+    none, dots, full = (str(traced_gradient(scan, remat).jaxpr).count("dot_general[") for remat in REMAT)
+    assert none < dots < full
+
+
+def test_remat_changes_neither_value_nor_gradient(params: Any, tokens: np.ndarray) -> None:
+    expected, *others = (
+        traced_gradient(True, remat).lower().compile()(params, tokens.astype(np.int32)) for remat in REMAT
+    )
+    for found in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)
 
 
 def test_scanned_layers_equal_unrolled_ones_without_dropout(params: Any, tokens: np.ndarray) -> None:

@@ -45,6 +45,11 @@ class ModelConfig:
     scan_layers: bool | None = setting(
         None, "one compiled block scanned over the layers (small programs) or all unrolled; None: unrolled on CPU only"
     )
+    remat: Literal["none", "dots", "full"] = setting(
+        "none",
+        "what backward computes again instead of keeping: nothing; all of a layer but matrix products with weights; "
+        "all of a layer",
+    )
 
     def __post_init__(self) -> None:
         require_positive(

@@ -10,7 +10,7 @@ from gpt import gin_io
 from gpt.config import TokenizerConfig
 from gpt.errors import DataError
 from gpt.files import write_atomically
-from gpt.sharding import make_mesh
+from gpt.sharding import check_divisible, make_mesh
 from gpt.training.checkpoint import find_checkpoint, load_params
 from gpt.training.evaluate import join_scores, judge
 from gpt.training.problem import load_problem
@@ -36,6 +36,7 @@ def score_run(
     checkpoint = find_checkpoint(run_dir, step)
     meet()  # What one process lacks ends all: the devices of one wait for those of the others.
     mesh = make_mesh(config.mesh)
+    check_divisible(mesh, config.model, config.batch_size, 1)
     params = load_params(checkpoint, mesh)
     head = params["head"]["bias"].shape[0] if "head" in params else None
     if problem.task is not None and head != problem.num_outputs:

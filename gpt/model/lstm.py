@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gpt.config import ModelConfig
-from gpt.model.transformer import dropout
+from gpt.model.layers import dropout, rematerialise, tied_logits
+from gpt.sharding import constrain
 
 Carry = tuple[Float[Array, "B U"], Float[Array, "B U"]]
 """State and cell."""
@@ -45,7 +46,8 @@ class LSTM(nnx.Module):
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """What the recurrent layer reads."""
-        return self.token_embedding[...][tokens].astype(self.config.compute_dtype)
+        table = constrain(self.token_embedding[...], "vocab", "lookup")
+        return table[tokens].astype(self.config.compute_dtype)
 
     def start(self, batch_size: int) -> Carry:
         """State and cell before the first token."""
@@ -66,13 +68,13 @@ class LSTM(nnx.Module):
                 after = jax.tree.map(lambda new, old: jnp.where(is_token[:, None], new, old), after, carry)
             return after, after[0]
 
+        step = rematerialise(self.config, step, in_scan=True)
         carry, states = jax.lax.scan(step, carry, (gates, None if mask is None else mask.swapaxes(0, 1)))
         return states.swapaxes(0, 1), carry
 
     def logits(self, hidden: Float[Array, "B T D"], key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:  # noqa: ARG002 - as Transformer.logits
         """Scores of every token, in float32, by the transposed token table (eq. 2)."""
-        table = self.token_embedding[...].astype(hidden.dtype)
-        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+        return tied_logits(hidden, constrain(self.token_embedding[...], "vocab", "lookup"))
 
     def _step(self, carry: Carry, from_input: Float[Array, "B G"]) -> Carry:
         """State and cell after one more token; the cell, a sum over time, is kept in float32."""

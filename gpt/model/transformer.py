@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, UInt16
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from gpt.config import ModelConfig
+from gpt.model.layers import dropout, rematerialise, tied_logits
+from gpt.sharding import constrain
 
 # What a score becomes where a position may not look: far enough from any real score to underflow
 # to exactly 0 in the softmax, the constant of OpenAI's code.
@@ -17,31 +19,15 @@ ACTIVATIONS = {"gelu": nnx.gelu, "relu": nnx.relu, "silu": nnx.silu}
 """By `ModelConfig.activation`; `nnx.gelu` is the tanh form."""
 
 
+STREAM = ("batch", "stream_length", None)
+"""Logical axes of the residual stream between blocks."""
+
+
 class Activations(NamedTuple):
     """All that the network computed on the way to its hidden states."""
 
     hidden: Float[Array, "L+1 B T D"]  # the embedding, then the output of each block
     attentions: Float[Array, "L B H T T"]  # probabilities, dropout included; rows of padding mean nothing
-
-
-def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
-    """`x` with each entry zeroed at `rate` and the others scaled by 1 / (1 - rate); `x` itself without a key.
-
-    The rate is rounded to a multiple of 2**-16.
-    """
-    if key is None or rate == 0.0:
-        return x
-    threshold = round(rate * 2**16)
-    keep = _random_uint16(key, x.shape) >= threshold
-    return jnp.where(keep, x / (1 - threshold / 2**16), 0)
-
-
-def _random_uint16(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt16[Array, "*shape"]:
-    # Two numbers from each 32-bit word. Asking JAX for 16 bits would make and discard the other
-    # half, and on CPU the random bits of a step cost as much as its matrix products.
-    *rest, last = shape
-    words = jax.random.bits(key, (*rest, (last + 1) // 2), jnp.uint32)
-    return jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*rest, -1)[..., :last]
 
 
 def _linear(config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
@@ -82,8 +68,15 @@ class Attention(nnx.Module):
 
     def project(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T H K"]]:
         """Queries, keys and values."""
-        heads = (*x.shape[:-1], self.config.num_heads, self.config.head_dim)
-        return [third.reshape(heads) for third in jnp.split(self.qkv(x), 3, axis=-1)]
+        thirds = (3, self.config.num_heads, self.config.head_dim)
+        # Split by heads before the product: the halves of q|k|v would hold all heads of one and half of another.
+        kernel = constrain(self.qkv.kernel[...].reshape(-1, *thirds), None, None, "heads", None)
+        assert self.qkv.bias is not None
+        bias = constrain(self.qkv.bias[...].reshape(thirds), None, "heads", None)
+        qkv = jnp.einsum("btd,dchk->btchk", x, kernel.astype(x.dtype)) + bias.astype(x.dtype)
+        q, k, v = (constrain(qkv, "batch", "length", None, "heads", None)[:, :, third] for third in range(3))
+        # Each device answers its own positions, from all of them.
+        return [q, constrain(k, "batch", None, "heads", None), constrain(v, "batch", None, "heads", None)]
 
     def attend(
         self,
@@ -99,8 +92,8 @@ class Attention(nnx.Module):
         probabilities = jax.nn.softmax(jnp.where(visible, scores, MASKED_SCORE)).astype(q.dtype)
         probabilities = dropout(probabilities, self.config.attention_dropout_rate, key)
 
-        gathered = jnp.einsum("bhqs,bshk->bqhk", probabilities, v)
-        return self.out(gathered.reshape(*q.shape[:2], -1)), probabilities
+        gathered = jnp.einsum("bhqs,bshk->bqhk", probabilities, v).reshape(*q.shape[:2], -1)
+        return self.out(constrain(gathered, "batch", "length", "heads")), probabilities
 
 
 class MLP(nnx.Module):
@@ -113,7 +106,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The layer's output for each position by itself."""
-        return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(constrain(self.up(x), "batch", "length", "mlp")))
 
 
 class Block(nnx.Module):
@@ -199,7 +192,7 @@ class Transformer(nnx.Module):
         table, positions = self._tables(_pass_keys(self.config, key)[0])
         if self.config.softmax_over_positions:
             table = jnp.concatenate([table, positions])
-        return jnp.einsum("btd,vd->btv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return tied_logits(hidden, table)
 
     def embed(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """What the first block reads, dropout off."""
@@ -212,7 +205,7 @@ class Transformer(nnx.Module):
 
     def _tables(self, key: Key[Array, ""] | None) -> tuple[Float[Array, "V D"], Float[Array, "P D"]]:
         """Token and position embeddings as this pass sees them."""
-        tokens, positions = self.token_embedding[...], self.position_embedding[...]
+        tokens, positions = constrain(self.token_embedding[...], "vocab", "lookup"), self.position_embedding[...]
         if key is not None and self.config.embedding_table_dropout:
             tokens_key, positions_key = jax.random.split(key)
             rate = self.config.embed_dropout_rate
@@ -229,13 +222,15 @@ class Transformer(nnx.Module):
         if positions is None and mask is not None:
             positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
         x = position_table[:length] if positions is None else position_table[positions]
-        x = (token_table[inputs] if jnp.issubdtype(inputs.dtype, jnp.integer) else inputs) + x
+        if jnp.issubdtype(inputs.dtype, jnp.integer):
+            inputs = constrain(token_table[inputs], "batch", "length", "lookup")
+        x = inputs + x
         if segments is not None:
             x = x + token_table[segments]
         x = x.astype(self.config.compute_dtype)
         if not self.config.embedding_table_dropout:
             x = dropout(x, self.config.embed_dropout_rate, embed_key)
-        return x, block_keys
+        return constrain(x, *STREAM), block_keys
 
     def _apply_blocks(
         self, x: Float[Array, "B T D"], visible, keys: Key[Array, "L"] | None, keep: bool = False
@@ -246,11 +241,13 @@ class Transformer(nnx.Module):
         def apply_block(x, layer):
             params, key = layer
             x, probabilities = nnx.merge(graph, params)(x, visible, key)
+            x = constrain(x, *STREAM)
             return x, (x, probabilities) if keep else None
 
         scan = self.config.scan_layers
         if scan is None:
             scan = jax.default_backend() != "cpu"
+        apply_block = rematerialise(self.config, apply_block, in_scan=scan)
         if scan:
             return jax.lax.scan(apply_block, x, (stacked, keys))
         kept = []

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from gpt.errors import DataError
 from gpt.metrics import METRICS, is_undefined
 from gpt.model.gpt import Params
-from gpt.sharding import shard_batch
+from gpt.sharding import shard_batch, splitting_activations
 from gpt.tasks.registry import Task
 from gpt.tasks.targets import predict
 from gpt.training.problem import HeldOut, Problem
@@ -67,7 +67,9 @@ def judge(eval_step: EvalStep, params: Params, problem: Problem, split: str, mes
       DataError: the model gives scores that are not numbers.
     """
     batches = problem.held_outs[split].batches
-    return judge_results([fetch(eval_step(params, shard_batch(mesh, batch))) for batch in batches], problem, split)
+    with splitting_activations(mesh):
+        results = [fetch(eval_step(params, shard_batch(mesh, batch))) for batch in batches]
+    return judge_results(results, problem, split)
 
 
 def judge_results(results: list[Any], problem: Problem, split: str) -> Judged:

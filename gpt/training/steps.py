@@ -25,6 +25,7 @@ from gpt.objectives import (
     soft_label_losses,
     token_losses,
 )
+from gpt.sharding import constrain_state, splitting_activations
 from gpt.tasks.targets import Targets
 from gpt.training.state import TrainState
 
@@ -151,7 +152,13 @@ def make_train_step(
 ) -> TrainStep:
     """The compiled update; the old state's memory is given to the new one."""
     update = make_update(model_config, objective, optimizer, dropout_key, accumulation_steps)
-    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+    mesh = jax.tree.leaves(shardings)[0].mesh
+
+    def train_step(state: TrainState, batch) -> tuple[TrainState, Scalars]:
+        with splitting_activations(mesh):
+            return update(state, batch)
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def make_update(
@@ -173,7 +180,11 @@ def make_update(
         return sum(objective.coefficients[name] * mean for name, mean in means.items()), means
 
     def accumulate(params, batch, key):
-        gradient_of_part = jax.grad(loss_of_part, has_aux=True)
+        def gradient_of_part(*arguments):
+            gradients, means = jax.grad(loss_of_part, has_aux=True)(*arguments)
+            # A sum over devices that each keep their share of, not all of it.
+            return constrain_state(gradients), means
+
         counts = objective.counts(batch)
         if accumulation_steps == 1:
             return gradient_of_part(params, counts, batch, key)
