@@ -2,6 +2,7 @@
 
 import csv
 import io
+import dataclasses
 import json
 import math
 import re
@@ -238,6 +239,13 @@ def test_runs_of_other_settings_are_not_mixed_and_a_note_says_what_differs(
     assert (
         "1 runs of other settings left out (OptimizerConfig.learning_rate: 0.001 there, 6.25e-05 here)" in command.err
     )
+
+
+def test_the_units_of_an_lstm_do_not_set_transformers_apart(tmp_path: Path, tables: Callable[..., Command]) -> None:
+    for seed, units in ((1, 384), (2, 2048)):
+        model = dataclasses.replace(MODEL, lstm_dim=units)
+        write_run(tmp_path / "runs" / f"a{seed}", {"matthews": 0.2}, seed=seed, model=model)
+    assert cell_of(tables("--json"), 5, "cola")["seeds"] == [1, 2]
 
 
 def test_runs_with_some_layers_only_are_left_out_and_all_layers_by_number_are_the_full_model(

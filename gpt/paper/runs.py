@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt import gin_io
-from gpt.config import CheckpointConfig, MeshConfig, RunConfig
+from gpt.config import CheckpointConfig, MeshConfig, ModelConfig, RunConfig
 from gpt.errors import DataError, GPTError
 from gpt.training.run_dir import load_config, read_result
 
@@ -136,8 +136,12 @@ def _numbers(validation: Any) -> Scores:
 
 def setting_of(config: RunConfig) -> RunConfig:
     """The config without what decides nothing but the seed, the place and the reports."""
+    model = config.model
+    if model.architecture == "transformer":  # which has no such units, whatever is set
+        model = dataclasses.replace(model, lstm_dim=ModelConfig().lstm_dim)
     return dataclasses.replace(
         config,
+        model=model,
         output_dir="",
         num_transferred_layers=None if config.transfers_all_layers else config.num_transferred_layers,
         seed=0,
