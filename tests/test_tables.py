@@ -1,8 +1,8 @@
 """`gpt tables`: the published numbers, which run belongs to which cell, and every way to show it."""
 
 import csv
-import io
 import dataclasses
+import io
 import json
 import math
 import re
