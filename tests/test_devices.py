@@ -57,10 +57,10 @@ def changed(**settings: Any) -> ModelConfig:
 
 CASES = {
     "pretraining": Case(),
-    "pretraining in two parts": Case(changed(remat="full"), accumulation_steps=2),
+    "pretraining in two parts": Case(accumulation_steps=2),
     "pretraining unrolled": Case(changed(scan_layers=False, remat="dots")),
     "fine-tuning": Case(changed(remat="dots"), is_task=True),
-    "fine-tuning in two parts": Case(is_task=True, accumulation_steps=2),
+    "fine-tuning in two parts": Case(changed(remat="full"), is_task=True, accumulation_steps=2),
     "fine-tuning unrolled": Case(changed(scan_layers=False, remat="full"), is_task=True),
     "fine-tuning as OpenAI's code": Case(
         changed(softmax_over_positions=True, embedding_table_dropout=True), is_task=True
@@ -74,8 +74,8 @@ MESHES = (
 )  # fmt: skip
 # Each axis, and most ways to train; the slow suite has all pairs.
 PAIRS = (
-    ("fsdp=4", "pretraining"), ("sequence=2 tensor=2", "pretraining"), ("data=2 tensor=2", "pretraining in two parts"),
-    ("fsdp=2 sequence=2", "fine-tuning"), ("fsdp=2 tensor=2", "LSTM"),
+    ("fsdp=4", "pretraining"), ("sequence=2 tensor=2", "pretraining"), ("fsdp=2 tensor=2", "LSTM"),
+    ("data=2 tensor=2", "fine-tuning in two parts"), ("fsdp=2 sequence=2", "fine-tuning in two parts"),
 )  # fmt: skip
 ALL_PAIRS = [(mesh, case) for mesh in MESHES for case in CASES if (mesh, case) not in PAIRS]
 
@@ -262,5 +262,5 @@ def test_the_command_for_a_laptop_trains_on_four_devices(toy: Toy, tmp_path: Pat
         ["bash", "-euc", command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "MeshConfig.tensor = 4" in (tmp_path / "run" / "config.gin").read_text()
+    assert re.search(r"MeshConfig\.tensor += 4", (tmp_path / "run" / "config.gin").read_text())
     assert not re.search("donated|rematerialization", done.stderr)
