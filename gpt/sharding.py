@@ -204,7 +204,7 @@ def splitting_activations(mesh: Mesh) -> AbstractContextManager[None]:
 def constrain(x: Array, *axes: str | None) -> Array:
     """`x` split along its logical axes inside of `splitting_activations`; `x` itself elsewhere."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if not _is_split(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _partition(axes)))
 
@@ -212,9 +212,14 @@ def constrain(x: Array, *axes: str | None) -> Array:
 def constrain_state(state: Any) -> Any:
     """`state`, such as gradients, split like parameters inside of `splitting_activations`; itself elsewhere."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if not _is_split(mesh):
         return state
     return jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
+
+
+def _is_split(mesh: Any) -> bool:
+    """Whether arrays are to be split over this mesh; where its axes are Manual, each device works by itself."""
+    return not mesh.empty and mesh.size > 1 and AxisType.Manual not in mesh.axis_types
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
