@@ -196,6 +196,15 @@ def state_shardings(mesh: Mesh | AbstractMesh, state: Any) -> Any:
     return jax.tree.map_with_path(leaf_sharding, state)
 
 
+def sharded_shapes(mesh: Mesh, shapes: Any) -> Any:
+    """`shapes`, a pytree of arrays or shapes, as abstract arrays that lie on the mesh; nothing is allocated."""
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, shapes),
+    )
+
+
 def splitting_activations(mesh: Mesh) -> AbstractContextManager[None]:
     """A context in which `constrain` splits activations over `mesh`; works inside and outside of `jax.jit`."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)

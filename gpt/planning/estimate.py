@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from gpt.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig
 from gpt.planning.collectives import Collective, add_up, sent_bytes
 from gpt.planning.step import Memory, batch_shapes, num_sequences, sharded_bytes
-from gpt.sharding import MESH_AXES_OF, make_mesh, state_shardings
+from gpt.sharding import MESH_AXES_OF, make_mesh, sharded_shapes
 from gpt.training.optimizer import make_optimizer
 from gpt.training.problem import find_objective
 from gpt.training.state import state_shapes
@@ -127,12 +127,9 @@ def _state_bytes(config: RunConfig, mesh: Mesh) -> tuple[float, float]:
     """Bytes of a chip's share of the state, exactly, and the number of parameters."""
     _, task = find_objective(config)
     shapes = _shapes(config.model, config.optimizer, None if task is None else task.num_outputs)
-    placed = jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        shapes,
-        state_shardings(mesh, shapes),
+    return sharded_bytes(sharded_shapes(mesh, shapes)), float(
+        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params))
     )
-    return sharded_bytes(placed), float(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params)))
 
 
 @functools.lru_cache(maxsize=4)

@@ -18,7 +18,7 @@ from orbax.checkpoint import v1 as ocp
 from gpt.config import CheckpointConfig
 from gpt.errors import DataError
 from gpt.model.gpt import Params
-from gpt.sharding import state_shardings
+from gpt.sharding import sharded_shapes
 from gpt.training.state import TrainState
 
 
@@ -104,12 +104,7 @@ def find_checkpoint(run_dir: Path, step: int | None = None) -> Path:
 def load_params(checkpoint: Path, mesh: Mesh) -> Params:
     """The weights of one checkpoint, laid out on `mesh`."""
     path = str(checkpoint)
-    shapes = _as_dicts(ocp.checkpointables_metadata(path).metadata["params"])
-    abstract = jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        shapes,
-        state_shardings(mesh, shapes),
-    )
+    abstract = sharded_shapes(mesh, _as_dicts(ocp.checkpointables_metadata(path).metadata["params"]))
     return ocp.load_checkpointables(path, {"params": abstract})["params"]
 
 

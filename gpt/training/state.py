@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key
 
 from gpt.config import ModelConfig
 from gpt.model.gpt import Params, body_name, init_params
-from gpt.sharding import state_shardings
+from gpt.sharding import sharded_shapes
 
 
 class TrainState(NamedTuple):
@@ -40,11 +40,7 @@ def state_shapes(
 ) -> Any:
     """The state with shape, type and sharding in place of each array; nothing is allocated."""
     shapes = jax.eval_shape(make_creation(model_config, num_outputs, optimizer), jax.random.key(0))
-    return jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        shapes,
-        state_shardings(mesh, shapes),
-    )
+    return sharded_shapes(mesh, shapes)
 
 
 def make_creation(
