@@ -53,6 +53,11 @@ def length_buckets(context_length: int) -> tuple[int, ...]:
     return (*buckets[:-1], context_length)
 
 
+def padded_length(length: int, context_length: int) -> int:
+    """The shortest of the padded lengths in use that `length` tokens fit into."""
+    return next(bucket for bucket in length_buckets(context_length) if bucket >= length)
+
+
 def finetuning_batches(
     examples: TaskExamples, context_length: int, batch_size: int, num_epochs: int, seed: int
 ) -> grain.MapDataset:
@@ -120,8 +125,7 @@ def _collate(
     examples: TaskExamples, rows: Sequence[int] | np.ndarray, batch_size: int, num_sequences: int, context_length: int
 ) -> TaskBatch:
     longest = max(len(ids) for row in rows for ids in examples.sequences[row])
-    length = next(bucket for bucket in length_buckets(context_length) if bucket >= longest)
-    shape = (batch_size, num_sequences, length)
+    shape = (batch_size, num_sequences, padded_length(longest, context_length))
     batch = TaskBatch(
         tokens=np.zeros(shape, np.int32),
         weights=np.zeros(shape, np.float32),

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gpt.config import ModelConfig
-from gpt.data.batches import length_buckets
+from gpt.data.batches import padded_length
 from gpt.errors import DataError
 from gpt.model.gpt import Params, bind
 from gpt.objectives import token_losses
@@ -51,12 +51,11 @@ def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
 
 
 def _score(config: ModelConfig, params: Params, chunk: list[Sequence[int]]) -> list[list[float | None]]:
-    buckets = length_buckets(config.context_length)
     results: list[list[float | None]] = [[None] * min(len(ids), 1) for ids in chunk]
     scored = [index for index, ids in enumerate(chunk) if len(ids) > 1]
-    scored.sort(key=lambda index: next(bucket for bucket in buckets if bucket >= len(chunk[index])))
+    scored.sort(key=lambda index: padded_length(len(chunk[index]), config.context_length))
     for rows in _groups(scored):
-        length = next(bucket for bucket in buckets if bucket >= max(len(chunk[index]) for index in rows))
+        length = padded_length(max(len(chunk[index]) for index in rows), config.context_length)
         tokens = np.zeros((len(rows), length), np.int32)
         for row, index in enumerate(rows):
             tokens[row, : len(chunk[index])] = chunk[index]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gpt.config import ModelConfig
-from gpt.data.batches import length_buckets
+from gpt.data.batches import padded_length
 from gpt.generation.logits import (
     Knobs,
     ban_repeated_ngrams,
@@ -98,8 +98,7 @@ def start(
 
     Padded to a few lengths, each a compiled program of its own.
     """
-    longest = max(map(len, prompts))
-    length = next(bucket for bucket in length_buckets(config.context_length) if bucket >= longest)
+    length = padded_length(max(map(len, prompts)), config.context_length)
     tokens = np.zeros((len(prompts), length), np.int32)
     mask = np.zeros((len(prompts), length), bool)
     for row, ids in enumerate(prompts):
