@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt.cli.launch import add_process_flags, parse_flags, run_guarded
+from gpt.cli.start import add_process_flags, parse_flags, run_guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from gpt import gin_io
-from gpt.cli.launch import add_process_flags, parse_flags, run_guarded
+from gpt.cli.start import add_process_flags, parse_flags, run_guarded
 from gpt.training.profiling import ProfileSteps
 
 

@@ -53,7 +53,7 @@ def finetuned(toy: Toy, pretrained: Run, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def evaluate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Command]:
     """Runs eval.py here."""
-    from gpt.cli.launch import run_guarded
+    from gpt.cli.start import run_guarded
 
     main = runpy.run_path(str(ROOT / "eval.py"))["main"]
     monkeypatch.chdir(ROOT)

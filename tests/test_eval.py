@@ -20,7 +20,7 @@ from sklearn.metrics import matthews_corrcoef
 from toy import Command, Run, Toy, run_python
 
 from gpt import gin_io
-from gpt.cli.launch import COMMANDS
+from gpt.cli.start import COMMANDS
 from gpt.config import SECTIONS, MeshConfig
 from gpt.data.store import TokenStore
 from gpt.sharding import make_mesh

@@ -37,10 +37,7 @@ def launch(tmp_path: Path) -> Callable[[str], "subprocess.Popen[str]"]:
     """Starts `gpt launch` of two processes of SCRIPT."""
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    code = (
-        "import sys; from gpt.cli import launch_processes as launch, main; launch._GRACE_SECONDS = 0.5; "
-        "sys.exit(main.main())"
-    )
+    code = "import sys; from gpt.cli import launch, main; launch._GRACE_SECONDS = 0.5; sys.exit(main.main())"
 
     def launch(mode: str) -> "subprocess.Popen[str]":
         flags = ["launch", "--processes", "2", "--devices_per_process", "3", "--", "script.py", mode]

@@ -16,7 +16,7 @@ import pytest
 from toy import ROOT, Command, Run, Toy, run_python
 
 from gpt import gin_io
-from gpt.cli.launch import run_guarded
+from gpt.cli.start import run_guarded
 from gpt.errors import ConfigError
 from gpt.training.loop import train
 from gpt.training.rendezvous import Place, come_together

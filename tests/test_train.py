@@ -18,7 +18,7 @@ import pytest
 from toy import ROOT, Run, Toy, run_python, run_until, toy_sentences, train_to
 
 from gpt import gin_io
-from gpt.cli.launch import run_guarded
+from gpt.cli.start import run_guarded
 from gpt.config import CheckpointConfig, MeshConfig, ModelConfig
 from gpt.data.store import TokenStore
 from gpt.errors import ConfigError, DataError
@@ -387,7 +387,7 @@ def test_a_directory_that_cannot_be_made_is_refused(toy: Toy, refusal: Callable[
 
 def test_unset_settings_are_listed_all_at_once_before_jax_is_imported() -> None:
     script = (
-        "import runpy, sys; from gpt.cli.launch import run_guarded; "
+        "import runpy, sys; from gpt.cli.start import run_guarded; "
         "main = runpy.run_path('train.py')['main']; "
         "code = run_guarded(lambda: main(['--gin_file=configs/task/cola.gin'])); "
         "print(code, sorted({'jax', 'grain', 'datasets'} & sys.modules.keys()))"

@@ -1,89 +1,123 @@
-"""How every command starts and ends: flags, compilation cache, errors, exit codes."""
+"""Run train.py or eval.py in several processes on this machine, as `torchrun` does: CPU devices or GPUs.
+
+    gpt launch --processes 2 -- train.py --gin_file=configs/run/pretrain.gin ...
+
+The first process has this terminal; what the others print comes on standard error, behind their number. SIGTERM and
+Ctrl-C go to all of them. When one fails, the others are ended and its exit code is that of the command (75: stopped
+by a signal, with everything saved).
+"""
 
 import argparse
+import ctypes
 import os
+import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
 
-from gpt import gin_io
-from gpt.errors import ConfigError, GPTError
-from gpt.planning.libtpu import set_libtpu_environment
+from gpt.errors import ConfigError
 
-COMMANDS = (
-    "prepare",
-    "tokenizer",
-    "convert",
-    "score",
-    "plot",
-    "tables",
-    "transfer",
-    "sweep",
-    "submit",
-    "zeroshot",
-    "plan",
-    "launch",
-    "quickstart",
-)
-
-_GIN_FLAG = "--gin."
+_GRACE_SECONDS = 10.0
+"""How long the others may take to end by themselves after one has failed or was told to stop."""
+_POLL_SECONDS = 0.05
 
 
-def run_guarded(main: Callable[[], int]) -> int:
-    """The exit code of `main`; what the user can mend is one `error:` paragraph on standard error.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--processes", required=True, type=int, metavar="N", help="how many to start")
+    parser.add_argument(
+        "--devices_per_process",
+        default=1,
+        type=int,
+        metavar="K",
+        help="CPU devices, or GPUs, of each: the first process takes GPUs 0 to K - 1 (default: %(default)s)",
+    )
+    parser.add_argument("script", nargs=argparse.REMAINDER, metavar="-- SCRIPT ...", help="train.py and its flags")
 
-    Codes: 0 done, 2 a setting or file cannot be used, 75 stopped by a signal with everything
-    saved, 130 Ctrl-C.
-    """
-    # Programs compiled once start at once in the next process.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "gpt-jax"))
-    set_libtpu_environment()
+
+def run(args: argparse.Namespace) -> int:
+    command = args.script[1:] if args.script[:1] == ["--"] else args.script
+    if not command:
+        raise ConfigError("no script given: expected gpt launch --processes N -- train.py --gin_file=...")
+    for flag in ("processes", "devices_per_process"):
+        if getattr(args, flag) < 1:
+            raise ConfigError(f"--{flag}={getattr(args, flag)}: must be at least 1")
+    coordinator = f"127.0.0.1:{_free_port()}"
+    children = [
+        _start([*command, f"--coordinator={coordinator}", f"--num_processes={args.processes}", f"--process_id={i}"],
+               i, args.devices_per_process)
+        for i in range(args.processes)
+    ]  # fmt: skip
+    readers = [
+        threading.Thread(target=_pass_on, args=(number, child)) for number, child in enumerate(children) if child.stdout
+    ]
+    for reader in readers:
+        reader.start()
+    code = _wait(children)
+    for reader in readers:
+        reader.join()
+    return code
+
+
+def _start(command: Sequence[str], number: int, num_devices: int) -> subprocess.Popen[str]:
+    devices = range(number * num_devices, (number + 1) * num_devices)
+    environment = {
+        **os.environ,
+        "JAX_NUM_CPU_DEVICES": str(num_devices),
+        "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, devices)),  # of GPUs
+    }
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if number else None,
+        stderr=subprocess.STDOUT if number else None,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C of the terminal comes through us, once
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )
+
+
+def _end_with_parent() -> None:
+    set_death_signal = 1  # PR_SET_PDEATHSIG, of <sys/prctl.h>
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def _pass_on(number: int, child: subprocess.Popen[str]) -> None:
+    assert child.stdout is not None
+    for line in child.stdout:
+        sys.stderr.write(f"[{number}] {line}")
+
+
+def _wait(children: Sequence[subprocess.Popen[str]]) -> int:
+    """The exit code of the first child that failed, 0 when none did; all have ended then."""
+
+    def forward(signal_number: int, _frame: FrameType | None) -> None:
+        for child in children:
+            child.send_signal(signal_number)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    code, deadline = 0, float("inf")
     try:
-        return main()
-    except GPTError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output has left: not an error, but Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def add_process_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of a run of several processes; no settings, because they differ by process."""
-    flags = parser.add_argument_group("several processes", "found without flags on a TPU pod, and by SLURM or Open MPI")
-    flags.add_argument("--coordinator", metavar="HOST:PORT", help="host of process 0, and a port that is free there")
-    flags.add_argument("--num_processes", type=int, metavar="N", help="how many; 1 asks no cluster for others")
-    flags.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
-    flags.add_argument(
-        "--process_timeout",
-        type=float,
-        default=300.0,
-        metavar="SECONDS",
-        help="how long to wait for the others at the start (default: %(default)g)",
-    )
-
-
-def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The flags that `parser` knows, and every `--gin.KEY=VALUE` as `KEY=VALUE`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        "--gin.Section.field=value sets one field, or --gin.name=value a macro; they win over all files.\n\n"
-        f"{gin_io.describe_fields()}\n"
-        f"Other commands, each with --help: {', '.join(f'gpt {name}' for name in COMMANDS)}, train.py, eval.py"
-    )
-    args, rest = parser.parse_known_args(argv)
-    return args, read_settings(rest)
-
-
-def read_settings(flags: Sequence[str]) -> list[str]:
-    """Every `--gin.KEY=VALUE` as `KEY=VALUE`; ConfigError for any other flag."""
-    overrides = []
-    for flag in flags:
-        if not flag.startswith(_GIN_FLAG) or "=" not in flag:
-            raise ConfigError(f"flag {flag!r} is not known: settings are given as {_GIN_FLAG}Section.field=value")
-        overrides.append(flag.removeprefix(_GIN_FLAG))
-    return overrides
+        while None in [child.poll() for child in children]:
+            failed = [child.returncode for child in children if child.returncode]
+            if failed and not code:
+                code, deadline = failed[0], time.monotonic() + _GRACE_SECONDS
+            if time.monotonic() > deadline:
+                for child in children:
+                    child.kill()
+            time.sleep(_POLL_SECONDS)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    code = code or next((child.returncode for child in children if child.returncode), 0)
+    return code if code >= 0 else 128 - code

@@ -4,10 +4,7 @@ import argparse
 import importlib
 import sys
 
-from gpt.cli.launch import COMMANDS, read_settings, run_guarded
-
-_MODULES = {"launch": "launch_processes"}
-"""Modules that are not called like their command: `launch.py` is how every command starts."""
+from gpt.cli.start import COMMANDS, read_settings, run_guarded
 
 
 def main() -> int:
@@ -21,7 +18,7 @@ def _main() -> int:
         description="Tools around train.py and eval.py, the reference implementation of OpenAI GPT in JAX.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = {name: importlib.import_module(f"gpt.cli.{_MODULES.get(name, name)}") for name in COMMANDS}
+    modules = {name: importlib.import_module(f"gpt.cli.{name}") for name in COMMANDS}
     for name, module in modules.items():
         summary = (module.__doc__ or "").splitlines()[0]
         module.add_arguments(commands.add_parser(name, help=summary, description=module.__doc__))
