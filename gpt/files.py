@@ -57,6 +57,11 @@ def sync(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
+def is_url(where: str) -> bool:
+    """Whether it is a URL and not a path."""
+    return "://" in where
+
+
 def did_you_mean(name: str, choices: Collection[str]) -> str:
     """`; did you mean ...?` for the choice most like `name`, or nothing when none is."""
     close = difflib.get_close_matches(name, choices, n=1)

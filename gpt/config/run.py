@@ -7,6 +7,7 @@ from gpt.config.devices import CheckpointConfig, MeshConfig
 from gpt.config.model import ModelConfig
 from gpt.config.optimizer import OptimizerConfig
 from gpt.config.setting import REQUIRED, require, require_positive, setting
+from gpt.files import is_url
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(
-            "://" not in self.output_dir,
+            not is_url(self.output_dir),
             f"RunConfig.output_dir = {self.output_dir!r}: must be a path, not a URL: run directories are on a local or "
             "mounted file system. Mount the bucket (gcsfuse, mount-s3) and give the path, or copy the run after it",
         )

@@ -13,7 +13,7 @@ from fsspec.registry import known_implementations
 from fsspec.utils import merge_offset_ranges
 
 from gpt.errors import DataError
-from gpt.files import replacing
+from gpt.files import is_url, replacing
 
 _EXTRAS = {"gcsfs": "gcs", "s3fs": "s3"}
 
@@ -84,11 +84,6 @@ class Place:
             return
         with replacing(self.local, "wb") as file:
             file.write(content)
-
-
-def is_url(where: str) -> bool:
-    """Whether it is a URL and not a path."""
-    return "://" in where
 
 
 def _file_system(where: str) -> tuple[AbstractFileSystem, str]:

@@ -127,9 +127,8 @@ def _state_bytes(config: RunConfig, mesh: Mesh) -> tuple[float, float]:
     """Bytes of a chip's share of the state, exactly, and the number of parameters."""
     _, task = find_objective(config)
     shapes = _shapes(config.model, config.optimizer, None if task is None else task.num_outputs)
-    return sharded_bytes(sharded_shapes(mesh, shapes)), float(
-        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params))
-    )
+    num_params = float(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params)))
+    return sharded_bytes(sharded_shapes(mesh, shapes)), num_params
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -134,14 +135,7 @@ def sharded_bytes(shapes: Any) -> float:
     """Bytes of one chip's shards of all arrays."""
     return float(
         sum(
-            jnp.dtype(leaf.dtype).itemsize * _count(leaf.sharding.shard_shape(leaf.shape))
+            jnp.dtype(leaf.dtype).itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
             for leaf in jax.tree.leaves(shapes)
         )
     )
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
