@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType
 
 import pytest
+from toy import write
 
 from gpt import gin_io
 from gpt.config import SECTIONS, ModelConfig, RunConfig, TokenizerConfig
@@ -21,13 +22,6 @@ NEEDED = ("RunConfig.output_dir=runs/x", "TokenizerConfig.path=tok", "DataConfig
 def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative names in messages, and nothing found by accident in the checkout."""
     monkeypatch.chdir(tmp_path)
-
-
-def write(name: str, text: str) -> str:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return name
 
 
 def load_text(text: str, *overrides: str) -> RunConfig:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from toy import write
 
 from gpt import gin_io
 from gpt.errors import ConfigError
@@ -16,13 +17,6 @@ TASK = "TaskConfig.name = 'cola'\n"
 @pytest.fixture(autouse=True)
 def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def write(name: str, text: str) -> str:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return name
 
 
 def cells_of(text: str, *overrides: str, data_root: Path | None = None, files: Sequence[str] = ()) -> list[Cell]:

@@ -79,6 +79,14 @@ def toy_sentences(seed: int, count: int) -> list[str]:
     ]
 
 
+def write(name: str, text: str) -> str:
+    """Writes a file, and the directories for it; its name."""
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return name
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes a .jsonl file."""
     path.parent.mkdir(parents=True, exist_ok=True)
