@@ -41,7 +41,8 @@ def run_guarded(main: Callable[[], int]) -> int:
     try:
         return main()
     except GPTError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # In one piece: `print` writes the end of the line by itself, and other processes may write in between.
+        sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
