@@ -218,6 +218,15 @@ def test_every_batch_has_room_for_as_many_candidates_as_any_example_has() -> Non
     assert [dataset[step].tokens.shape for step in range(2)] == [(BATCH, 3, 16)] * 2
 
 
+def test_rows_of_a_finetuning_batch_are_those_of_the_whole() -> None:
+    whole: Any = finetuning()
+    part: Any = finetuning_batches(examples(11), 64, BATCH, EPOCHS, 0, rows=[1, 3])
+    assert len(part) == len(whole)
+    for step in range(len(whole)):
+        for one, other in zip(whole[step], part[step], strict=True):
+            np.testing.assert_array_equal(one[[1, 3]], other)
+
+
 def test_each_epoch_has_an_order_of_buckets_of_its_own() -> None:
     dataset: Any = finetuning_batches(examples(400), 64, BATCH, EPOCHS, 0)
     lengths = [dataset[step].tokens.shape[-1] for step in range(300)]

@@ -132,7 +132,7 @@ def test_multinli_is_judged_on_both_of_its_validation_splits(load: Callable[...,
 def test_to_evaluate_one_split_no_other_is_read(load: Callable[..., Problem]) -> None:
     problem = load("mnli", {"validation_mismatched": NLI_ROWS}, only_split="validation_mismatched")
     assert list(problem.held_outs) == ["validation_mismatched"]
-    assert (problem.num_steps, len(problem.train_batches)) == (0, 0)
+    assert (problem.num_steps, len(problem.batches_of_seed(0))) == (0, 0)
 
 
 def test_a_split_that_a_task_does_not_have_is_refused_with_those_it_has(load: Callable[..., Problem]) -> None:

@@ -211,7 +211,7 @@ def test_max_train_examples_are_the_same_for_every_seed(load: Callable[..., Prob
     rows = [{"text": "a " * count, "label": 0} for count in range(1, 9)]
     drawn = []
     for used in (42, seed):
-        batches: Any = load("cola", rows, max_train_examples=4, seed=used).train_batches
+        batches: Any = load("cola", rows, max_train_examples=4, seed=used).batches_of_seed(used)
         drawn.append(sorted(int(batches[step].weights.sum()) for step in range(4)))
     assert drawn[0] == drawn[1]
     assert len(set(drawn[0])) == 4

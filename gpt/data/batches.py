@@ -59,9 +59,14 @@ def padded_length(length: int, context_length: int) -> int:
 
 
 def finetuning_batches(
-    examples: TaskExamples, context_length: int, batch_size: int, num_epochs: int, seed: int
+    examples: TaskExamples,
+    context_length: int,
+    batch_size: int,
+    num_epochs: int,
+    seed: int,
+    rows: Sequence[int] | None = None,
 ) -> grain.MapDataset:
-    """Batches of all epochs, reshuffled in each.
+    """Batches of all epochs, reshuffled in each; of each batch the `rows`, None all of them.
 
     The shape of each batch depends on the step alone: of every seed, batch k is padded to the same
     bucket, so that runs that differ in the seed are one program (`training/population.py`). Which
@@ -83,7 +88,8 @@ def finetuning_batches(
 
     def batch_of(step: int) -> TaskBatch:
         epoch, place = divmod(step, steps)
-        return _collate(examples, epoch_order(epoch)[place], batch_size, num_sequences, context_length)
+        batch = _collate(examples, epoch_order(epoch)[place], batch_size, num_sequences, context_length)
+        return batch if rows is None else TaskBatch(*(leaf[rows] for leaf in batch))
 
     return grain.MapDataset.range(steps * num_epochs).map(batch_of)
 

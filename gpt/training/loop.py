@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import grain
-import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from gpt.config import RunConfig
@@ -97,6 +95,7 @@ def _train(
     )
     eval_step = make_eval_step(config.model, problem.objective)
     schedule = make_schedule(config.optimizer, problem.num_steps)
+    batches = problem.batches_of_seed(config.seed, rows=rows.tolist())
 
     first, last = int(state.step), problem.num_steps
     if profile_steps is not None:
@@ -110,7 +109,7 @@ def _train(
         report.say(f"{title}: {last} updates, {describe(problem.facts)}; run directory {run_dir}")
         for note in problem.notes:
             report.say(f"warning: {note}")
-        for step, batch in enumerate(meter.waiting(iterate(problem.train_batches, first, last, rows)), first + 1):
+        for step, batch in enumerate(meter.waiting(iterate(batches, first, last)), first + 1):
             with profiler.update(step, meter.wait):
                 state, metrics = train_step(state, shard_batch(mesh, batch, config.batch_size))
                 meter.add(metrics, batch)
@@ -180,11 +179,9 @@ def check_pretrained(config: RunConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def iterate(batches: grain.MapDataset, first: int, last: int, rows: np.ndarray | None = None) -> grain.DatasetIterator:
-    """Batches of updates first + 1 to last, made ahead by background threads; of each these rows alone, None all."""
+def iterate(batches: grain.MapDataset, first: int, last: int) -> grain.DatasetIterator:
+    """Batches of updates first + 1 to last, made ahead by background threads."""
     remaining = batches.slice(slice(first, last))
-    if rows is not None:
-        remaining = remaining.map(lambda batch: jax.tree.map(lambda leaf: leaf[rows], batch))
     return iter(remaining.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
 

@@ -37,10 +37,9 @@ class Problem:
     """Everything about a run that comes from data, before any device is touched."""
 
     objective: Objective
-    train_batches: grain.MapDataset
     num_steps: int
-    batches_of_seed: Callable[[int], grain.MapDataset]
-    """`train_batches` of another RunConfig.seed."""
+    batches_of_seed: Callable[..., grain.MapDataset]
+    """Training batches of a RunConfig.seed; with `rows`, those rows of each: no others of a token store are read."""
     held_outs: dict[str, HeldOut]
     """What the run is judged by, by split: one, for MultiNLI a matched and a mismatched one, of text one a store."""
     task: Task | None = None
@@ -86,7 +85,7 @@ def _num_steps(config: RunConfig, batches: grain.MapDataset) -> int:
     return len(batches) if config.max_steps is None else min(len(batches), config.max_steps)
 
 
-def _no_batches(_seed: int) -> grain.MapDataset:
+def _no_batches(_seed: int, rows: Sequence[int] | None = None) -> grain.MapDataset:  # noqa: ARG001 - as the others
     # Of what is evaluated alone: the training split may be of any size, or not be there.
     return grain.MapDataset.range(0)
 
@@ -122,7 +121,6 @@ def _pretraining(config: RunConfig, tokenizer: Tokenizer, only_split: str | None
         facts |= {f"{name}_passes": round(count, 2) for name, count in times.items()}
     return Problem(
         objective=find_objective(config)[0],
-        train_batches=batches,
         batches_of_seed=batches_of_seed,
         num_steps=num_steps,
         held_outs={
@@ -162,7 +160,6 @@ def _finetuning(config: RunConfig, tokenizer: Tokenizer, only_split: str | None)
         held_outs[split] = HeldOut(held_out, None if encoded.labels is None else encoded.labels[order], order)
     return Problem(
         objective=objective,
-        train_batches=batches,
         batches_of_seed=batches_of_seed,
         num_steps=_num_steps(config, batches),
         held_outs=held_outs,
