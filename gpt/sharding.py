@@ -237,22 +237,19 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
 
 
-def shard_batch(mesh: Mesh, batch: Any, batch_size: int | None = None) -> Any:
-    """The batch on the devices of all processes, its leading axis split over the batch axes of the mesh.
+def shard_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
+    """A batch of `batch_size` rows on the devices of all processes, split over the batch axes of the mesh.
 
-    The arrays of `batch` hold all rows or, with `batch_size`, the `local_rows` of a batch of that many.
+    The arrays of `batch` hold the `local_rows` of it.
     """
-    rows = None if batch_size is None else local_rows(mesh, batch_size)
+    rows = local_rows(mesh, batch_size)
 
     def place(leaf: np.ndarray) -> jax.Array:
         def part(index: Any) -> np.ndarray:
-            start, stop, _ = index[0].indices(size)
-            if rows is not None:
-                start, stop = np.searchsorted(rows, (start, stop))
-            return leaf[(slice(start, stop), *index[1:])]
+            start, stop, _ = index[0].indices(batch_size)
+            return leaf[(slice(*np.searchsorted(rows, (start, stop))), *index[1:])]
 
-        size = len(leaf) if batch_size is None else batch_size
-        return jax.make_array_from_callback((size, *leaf.shape[1:]), batch_sharding(mesh), part)
+        return jax.make_array_from_callback((batch_size, *leaf.shape[1:]), batch_sharding(mesh), part)
 
     return jax.tree.map(place, batch)
 

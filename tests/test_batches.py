@@ -13,6 +13,7 @@ from gpt.data.batches import (
     TaskExamples,
     TextBatch,
     finetuning_batches,
+    held_out_order,
     held_out_task_batches,
     length_buckets,
 )
@@ -262,7 +263,7 @@ def test_weights_mark_the_real_tokens_and_extract_the_last_of_them() -> None:
 
 def test_an_example_with_fewer_candidates_than_any_other_has_empty_ones_in_their_place() -> None:
     source = TaskExamples([[[1, 2], [1, 3]], [[1, 2], [1, 3], [1, 4]]], np.array([0, 2], np.int32))
-    batches, _ = held_out_task_batches(source, 16, 1, None)
+    batches = held_out_task_batches(source, np.arange(2), 16, 1)
     assert [batch.weights.sum(-1).tolist() for batch in batches] == [[[2, 2, 0]], [[2, 2, 2]]]
 
 
@@ -274,7 +275,8 @@ def test_fewer_examples_than_one_batch_are_refused_with_the_setting() -> None:
 @pytest.mark.parametrize("count", [1, 4, 5, 11])
 def test_held_out_examples_come_once_each_with_their_number(count: int) -> None:
     source = examples(count)
-    batches, order = held_out_task_batches(source, 64, BATCH, None)
+    order = held_out_order(source, BATCH, None)
+    batches = held_out_task_batches(source, order, 64, BATCH)
     assert sorted(order) == list(range(count))
     assert labels_of(batches)[:count] == order.tolist()
     assert sum(batch.example_weights.sum() for batch in batches) == count
@@ -285,5 +287,17 @@ def test_held_out_examples_come_once_each_with_their_number(count: int) -> None:
 
 
 def test_limited_held_out_batches_take_the_first_examples_and_not_the_shortest() -> None:
-    batches, order = held_out_task_batches(examples(30), 64, BATCH, 2)
-    assert (len(batches), sorted(order)) == (2, list(range(8)))
+    order = held_out_order(examples(30), BATCH, 2)
+    assert sorted(order) == list(range(8))
+    assert len(held_out_task_batches(examples(30), order, 64, BATCH)) == 2
+
+
+@pytest.mark.parametrize("rows", [[1, 3], [2]])
+def test_rows_of_held_out_examples_are_those_of_the_whole(rows: list[int]) -> None:
+    order = held_out_order(examples(11), BATCH, None)
+    whole = held_out_task_batches(examples(11), order, 64, BATCH)
+    part = held_out_task_batches(examples(11), order, 64, BATCH, rows=rows)
+    assert len(whole) == len(part) == 3
+    for batches in zip(whole, part, strict=True):
+        for one, other in zip(*batches, strict=True):
+            np.testing.assert_array_equal(one[rows], other)

@@ -33,6 +33,8 @@ CONFIG = ModelConfig(
     lstm_dim=12, scan_layers=True,
 )  # fmt: skip
 
+BATCH = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -95,13 +97,13 @@ def one_device() -> Any:
 def batch_of(case: Case, seed: int) -> TextBatch | TaskBatch:
     """Eight rows of any length; for a task examples of two candidates, the last example padding."""
     generator = np.random.default_rng(seed)
-    shape = (8, 2) if case.is_task else (8,)
+    shape = (BATCH, 2) if case.is_task else (BATCH,)
     lengths = generator.integers(2, 9, size=shape, dtype=np.int32)
     weights = (lengths[..., None] > np.arange(8)).astype(np.float32)
     if not case.is_task:
-        return TextBatch(generator.integers(23, size=(8, 9), dtype=np.int32), weights)
-    tokens = generator.integers(23, size=(8, 2, 8), dtype=np.int32)
-    labels = generator.integers(2, size=8, dtype=np.int32)
+        return TextBatch(generator.integers(23, size=(BATCH, 9), dtype=np.int32), weights)
+    tokens = generator.integers(23, size=(BATCH, 2, 8), dtype=np.int32)
+    labels = generator.integers(2, size=BATCH, dtype=np.int32)
     return TaskBatch(tokens, weights, lengths - 1, labels, np.array([1, 1, 1, 1, 1, 1, 1, 0], np.float32))
 
 
@@ -134,7 +136,7 @@ def three_updates(case: Case, mesh: Any) -> tuple[TrainState, list[dict[str, flo
     history = []
     for seed in range(3):
         old: Any = state
-        state, metrics = step(state, shard_batch(mesh, batch_of(case, seed)))
+        state, metrics = step(state, shard_batch(mesh, batch_of(case, seed), BATCH))
         jax.block_until_ready(state)
         history.append({name: float(value) for name, value in metrics.items()})
         # Were a buffer not usable for the new state, JAX would warn, and here warnings are errors.
@@ -179,7 +181,9 @@ def check_same_evaluation(sizes: str, name: str) -> None:
     eval_step = make_eval_step(case.config, case.objective)
     expected = jax.device_get(eval_step(params, batch_of(case, 5)))
     with splitting_activations(mesh):
-        found = eval_step(jax.device_put(params, state_shardings(mesh, params)), shard_batch(mesh, batch_of(case, 5)))
+        found = eval_step(
+            jax.device_put(params, state_shardings(mesh, params)), shard_batch(mesh, batch_of(case, 5), BATCH)
+        )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), jax.device_get(found), expected)
 
 
@@ -220,7 +224,7 @@ def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path: Path) -> None:
 def test_no_device_holds_all_scores_or_all_positions_of_the_residual_stream() -> None:
     mesh = mesh_of("sequence=2 tensor=2")
     state, step = start(CASES["pretraining"], mesh)
-    program = step.lower(state, shard_batch(mesh, batch_of(CASES["pretraining"], 0))).compile().as_text()
+    program = step.lower(state, shard_batch(mesh, batch_of(CASES["pretraining"], 0), BATCH)).compile().as_text()
     assert "f32[8,4,12]" in program, "8 sequences, half of 8 positions, half of 23 rows, rounded up"
     assert not re.search(r"f32\[8,\d,2[34]\]", program)
     assert "f32[8,2,16]" in program, "8 sequences, a quarter of 8 positions, the whole width"
@@ -231,7 +235,9 @@ def test_an_activation_is_split_along_its_logical_axes_and_outside_of_a_mesh_lef
     x = np.ones((4, 8, 12), np.float32)
     assert constrain(y := jnp.asarray(x), "batch", "length", "heads") is y
     with splitting_activations(mesh_of("data=2 tensor=2")):
-        placed = jax.jit(lambda x: constrain(x, "batch", "length", "heads"))(shard_batch(mesh_of("data=2 tensor=2"), x))
+        placed = jax.jit(lambda x: constrain(x, "batch", "length", "heads"))(
+            shard_batch(mesh_of("data=2 tensor=2"), x, len(x))
+        )
     assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 8, 6)}
 
 
@@ -239,14 +245,14 @@ def test_devices_draw_the_mask_that_one_device_draws() -> None:
     x, key = np.ones((8, 6, 5), np.float32), jax.random.key(3)
     drop = jax.jit(lambda x: dropout(x, 0.5, key))
     expected = np.asarray(drop(x))
-    np.testing.assert_array_equal(drop(shard_batch(mesh_of("data=2 fsdp=2"), x)), expected)
+    np.testing.assert_array_equal(drop(shard_batch(mesh_of("data=2 fsdp=2"), x, len(x))), expected)
     assert not np.array_equal(expected[:2], expected[2:4]), "each device draws the same mask"
 
 
 def test_a_batch_is_split_over_the_batch_axes() -> None:
-    batch = shard_batch(mesh_of("data=2 fsdp=2"), batch_of(CASES["fine-tuning"], 0))
+    batch = shard_batch(mesh_of("data=2 fsdp=2"), batch_of(CASES["fine-tuning"], 0), BATCH)
     assert {shard.data.shape for leaf in batch for shard in leaf.addressable_shards} == {(2, 2, 8), (2, 2), (2,)}
-    batch = shard_batch(mesh_of("fsdp=2 tensor=2"), batch_of(CASES["fine-tuning"], 0))
+    batch = shard_batch(mesh_of("fsdp=2 tensor=2"), batch_of(CASES["fine-tuning"], 0), BATCH)
     assert {shard.data.shape for shard in batch.tokens.addressable_shards} == {(4, 2, 8)}
 
 

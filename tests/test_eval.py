@@ -176,7 +176,7 @@ def test_examples_with_different_numbers_of_candidates_are_scored_together(toy: 
         [finetuned.path / "config.gin"], ["TaskConfig.name=stdlib_next", f"TaskConfig.data_dir={toy.choices}"]
     )
     problem = load_problem(config, Tokenizer.load(toy.tokenizer))
-    num_candidates = np.concatenate([batch.weights.max(-1).sum(-1) for batch in problem.held_out.batches])
+    num_candidates = np.concatenate([batch.weights.max(-1).sum(-1) for batch in problem.held_out.batches()])
     assert set(num_candidates[:19]) == {2, 3}
 
     def knows_all(_: reference.Params, batch: Any) -> Evaluation:

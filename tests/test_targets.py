@@ -86,7 +86,7 @@ def test_a_pair_of_similar_texts_becomes_a_sequence_in_each_order(
     load: Callable[..., Problem], tokenizer: Tokenizer
 ) -> None:
     rows = [{"text_a": "a b", "text_b": "c", "label": 1}, {"text_a": "d", "text_b": "e", "label": 0}]
-    first, second = load("mrpc", {"train": rows, "validation": rows}).held_out.batches[0].tokens[1]
+    first, second = load("mrpc", {"train": rows, "validation": rows}).held_out.batches()[0].tokens[1]
     a, b = tokenizer.encode("a b"), tokenizer.encode("c")
     for sequence, (x, y) in ((first, (a, b)), (second, (b, a))):
         ids = [tokenizer.start_id, *x, tokenizer.delimiter_id, *y, tokenizer.extract_id]
@@ -95,7 +95,7 @@ def test_a_pair_of_similar_texts_becomes_a_sequence_in_each_order(
 
 def test_batches_of_stsb_hold_weights_of_classes_and_its_metrics_see_the_numbers(load: Callable[..., Problem]) -> None:
     problem = load("stsb", {"train": ROWS, "validation": ROWS})
-    first, last = problem.held_out.batches
+    first, last = problem.held_out.batches()
     assert (first.labels.shape, last.labels.shape, problem.num_outputs) == ((2, 6), (2, 6), 6)
     assert last.example_weights.tolist() == [1, 0]
     assert problem.held_out.labels is not None
@@ -105,7 +105,7 @@ def test_batches_of_stsb_hold_weights_of_classes_and_its_metrics_see_the_numbers
 def test_stsb_as_a_regression_has_one_output_and_the_numbers_as_targets(load: Callable[..., Problem]) -> None:
     problem = load("stsb", {"train": ROWS, "validation": ROWS}, stsb_targets="regression")
     assert problem.num_outputs == 1
-    targets = np.concatenate([batch.labels for batch in problem.held_out.batches])[:3]
+    targets = np.concatenate([batch.labels for batch in problem.held_out.batches()])[:3]
     assert problem.held_out.labels is not None
     assert targets[:, 0].tolist() == problem.held_out.labels.tolist()
 

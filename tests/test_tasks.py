@@ -58,7 +58,7 @@ def read_examples(task: Task, data_dir: Path | str | None, split: str) -> list[E
 
 
 def only_batch(problem: Problem) -> Any:
-    (batch,) = problem.held_out.batches
+    (batch,) = problem.held_out.batches()
     return batch
 
 
@@ -348,6 +348,6 @@ def test_the_problem_keeps_the_labels_of_held_out_rows_in_the_order_of_its_batch
     load: Callable[..., Problem],
 ) -> None:
     problem = load("cola", [{"text": text, "label": len(text) // 2 % 2} for text in ("a b c", "a", "a b")])
-    labels = np.concatenate([batch.labels for batch in problem.held_out.batches])
+    labels = np.concatenate([batch.labels for batch in problem.held_out.batches()])
     assert problem.held_out.labels is not None
     assert problem.held_out.labels.tolist() == labels.tolist() == [0, 1, 0]

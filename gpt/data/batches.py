@@ -1,7 +1,9 @@
 """Batches as pure functions of (seed, step): `dataset[step]` is the batch of that update, on any host, at any time."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -66,7 +68,7 @@ def finetuning_batches(
     seed: int,
     rows: Sequence[int] | None = None,
 ) -> grain.MapDataset:
-    """Batches of all epochs, reshuffled in each; of each batch the `rows`, None all of them.
+    """Batches of all epochs, reshuffled in each; `rows` are those of each that are built, None all of them.
 
     The shape of each batch depends on the step alone: of every seed, batch k is padded to the same
     bucket, so that runs that differ in the seed are one program (`training/population.py`). Which
@@ -85,29 +87,57 @@ def finetuning_batches(
     bucket_of = np.searchsorted(length_buckets(context_length), lengths)
     epoch_order = functools.lru_cache(maxsize=2)(functools.partial(_epoch_order, bucket_of, batch_size, seed))
     num_sequences = examples.num_sequences()
+    rows = range(batch_size) if rows is None else rows
 
     def batch_of(step: int) -> TaskBatch:
         epoch, place = divmod(step, steps)
-        batch = _collate(examples, epoch_order(epoch)[place], batch_size, num_sequences, context_length)
-        return batch if rows is None else TaskBatch(*(leaf[rows] for leaf in batch))
+        return _collate(examples, epoch_order(epoch)[place], rows, num_sequences, context_length)
 
     return grain.MapDataset.range(steps * num_epochs).map(batch_of)
 
 
-def held_out_task_batches(
-    examples: TaskExamples, context_length: int, batch_size: int, max_batches: int | None
-) -> tuple[list[TaskBatch], np.ndarray]:
-    """Every example once, by length, and the example number of each row, to restore the order.
+@dataclasses.dataclass(frozen=True)
+class BuiltBatches(Sequence[Any]):
+    """Batches that are built when they are asked for, so that no copy of the data is held."""
 
-    Rows that fill the last batch have weight 0 and come after the end of the numbers.
-    """
+    batch_of: Callable[[int], Any]
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        return self.batch_of(index)
+
+
+def held_out_order(examples: TaskExamples, batch_size: int, max_batches: int | None) -> np.ndarray:
+    """Example numbers in the order in which they are judged: by length, of the first ones when batches are limited."""
     order = np.argsort(examples.lengths(), kind="stable")
-    if max_batches is not None:
-        # A slice by length would be a biased sample: take the first examples of the split instead.
-        order = order[order < max_batches * batch_size]
-    groups = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    # A slice by length would be a biased sample: take the first examples of the split instead.
+    return order if max_batches is None else order[order < max_batches * batch_size]
+
+
+def held_out_task_batches(
+    examples: TaskExamples,
+    order: np.ndarray,
+    context_length: int,
+    batch_size: int,
+    rows: Sequence[int] | None = None,
+) -> Sequence[TaskBatch]:
+    """The examples of `order`, once each and in this order; rows that fill the last batch have weight 0.
+
+    `rows` are those of each batch that are built, None all of them.
+    """
     num_sequences = examples.num_sequences()
-    return [_collate(examples, rows, batch_size, num_sequences, context_length) for rows in groups], order
+    rows = range(batch_size) if rows is None else rows
+
+    def batch_of(number: int) -> TaskBatch:
+        group = order[number * batch_size : (number + 1) * batch_size]
+        return _collate(examples, group, rows, num_sequences, context_length)
+
+    return BuiltBatches(batch_of, math.ceil(len(order) / batch_size))
 
 
 def _epoch_order(bucket_of: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -128,21 +158,24 @@ def _epoch_order(bucket_of: np.ndarray, batch_size: int, seed: int, epoch: int) 
 
 
 def _collate(
-    examples: TaskExamples, rows: Sequence[int] | np.ndarray, batch_size: int, num_sequences: int, context_length: int
+    examples: TaskExamples, group: np.ndarray, rows: Sequence[int], num_sequences: int, context_length: int
 ) -> TaskBatch:
-    longest = max(len(ids) for row in rows for ids in examples.sequences[row])
-    shape = (batch_size, num_sequences, padded_length(longest, context_length))
+    """These rows of the batch of a group of examples; rows behind its last example are padding."""
+    longest = max(len(ids) for number in group for ids in examples.sequences[number])
+    shape = (len(rows), num_sequences, padded_length(longest, context_length))
     batch = TaskBatch(
         tokens=np.zeros(shape, np.int32),
         weights=np.zeros(shape, np.float32),
         extract=np.zeros(shape[:2], np.int32),
-        labels=np.zeros((batch_size, *examples.labels.shape[1:]), examples.labels.dtype),
-        example_weights=np.zeros(batch_size, np.float32),
+        labels=np.zeros((len(rows), *examples.labels.shape[1:]), examples.labels.dtype),
+        example_weights=np.zeros(len(rows), np.float32),
     )
     for place, row in enumerate(rows):
-        batch.labels[place] = examples.labels[row]
+        if row >= len(group):
+            continue
+        batch.labels[place] = examples.labels[group[row]]
         batch.example_weights[place] = 1
-        for candidate, ids in enumerate(examples.sequences[row]):
+        for candidate, ids in enumerate(examples.sequences[group[row]]):
             batch.tokens[place, candidate, : len(ids)] = ids
             batch.weights[place, candidate, : len(ids)] = 1
             batch.extract[place, candidate] = len(ids) - 1

@@ -1,15 +1,14 @@
 """Batches of running text: which window of which token store is in each row of each update."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
-from gpt.data.batches import TextBatch
+from gpt.data.batches import BuiltBatches, TextBatch
 from gpt.data.store import Tokens, read_windows
 from gpt.errors import ConfigError, DataError
 
@@ -127,22 +126,6 @@ def _turn(number: int, shares: Sequence[int]) -> tuple[int, int]:
     raise AssertionError("the last text takes every turn that is left")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Batches(Sequence[TextBatch]):
-    """Batches that are built when they are asked for, so that no copy of the text is held."""
-
-    batch_of: Callable[[int], TextBatch]
-    size: int
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index):
-        if not 0 <= index < self.size:
-            raise IndexError(index)
-        return self.batch_of(index)
-
-
 def held_out_text_batches(
     tokens: Tokens,
     context_length: int,
@@ -171,4 +154,4 @@ def held_out_text_batches(
         return batch
 
     num_batches = math.ceil((len(tokens) - 1) / (context_length * batch_size))
-    return _Batches(batch_of, num_batches if max_batches is None else min(num_batches, max_batches))
+    return BuiltBatches(batch_of, num_batches if max_batches is None else min(num_batches, max_batches))

@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 from gpt.errors import DataError
 from gpt.metrics import METRICS, is_undefined
 from gpt.model.gpt import Params
-from gpt.sharding import shard_batch, splitting_activations
+from gpt.sharding import local_rows, shard_batch, splitting_activations
 from gpt.tasks.registry import Task
 from gpt.tasks.targets import predict
+from gpt.tasks.transforms import MULTIPLE_CHOICE
 from gpt.training.problem import HeldOut, Problem
 from gpt.training.processes import fetch
 from gpt.training.steps import EvalStep
@@ -66,9 +67,10 @@ def judge(eval_step: EvalStep, params: Params, problem: Problem, split: str, mes
     Raises:
       DataError: the model gives scores that are not numbers.
     """
-    batches = problem.held_outs[split].batches
+    held_out = problem.held_outs[split]
+    batches = held_out.batches(rows=local_rows(mesh, held_out.batch_size).tolist())
     with splitting_activations(mesh):
-        results = [fetch(eval_step(params, shard_batch(mesh, batch))) for batch in batches]
+        results = [fetch(eval_step(params, shard_batch(mesh, batch, held_out.batch_size))) for batch in batches]
     return judge_results(results, problem, split)
 
 
@@ -83,9 +85,9 @@ def judge_results(results: list[Any], problem: Problem, split: str) -> Judged:
     if problem.task is None:
         return Judged(_text_scores(scores["lm_loss"]), [])
 
-    by_example = _scores_by_example(held_out, [result.scores for result in results], split)
-    predictions = predict(problem.task.targets, np.concatenate([result.scores for result in results]))
-    predictions = predictions[: len(held_out.order)]
+    scores_by_row = np.concatenate([result.scores for result in results])[: len(held_out.order)]
+    by_example = _scores_by_example(held_out, scores_by_row, split, problem.task)
+    predictions = predict(problem.task.targets, scores_by_row)
     if held_out.labels is None:
         scores.pop("task_loss", None)
     else:
@@ -93,14 +95,11 @@ def judge_results(results: list[Any], problem: Problem, split: str) -> Judged:
     return Judged(scores, _lines(held_out, predictions, by_example))
 
 
-def _scores_by_example(held_out: HeldOut, scores: list[np.ndarray], split: str) -> list[np.ndarray]:
+def _scores_by_example(held_out: HeldOut, scores: np.ndarray, split: str, task: Task) -> list[np.ndarray]:
     """Scores of each example, without those of candidates that it does not have."""
-    by_example = []
-    for batch, batch_scores in zip(held_out.batches, scores, strict=True):
-        num_candidates = (batch.weights.max(-1) > 0).sum(-1)
-        is_choice = batch.tokens.shape[1] == batch_scores.shape[1] > 1
-        for place in np.flatnonzero(batch.example_weights):
-            by_example.append(batch_scores[place, : num_candidates[place] if is_choice else None])
+    by_example = list(scores)
+    if task.transform is MULTIPLE_CHOICE:
+        by_example = [row[:count] for row, count in zip(scores, held_out.num_sequences, strict=True)]
     num_bad = sum(not np.isfinite(example).all() for example in by_example)
     if num_bad:
         raise DataError(

@@ -264,7 +264,7 @@ def _log_updates(members: list[_Member], step: int, speed: dict[str, Any], windo
 def _evaluate(members: list[_Member], step: int, eval_step: EvalStep, params: Params, problem: Problem) -> None:
     """A line of each member with its scores; a member without finite ones has failed."""
     results = {
-        split: [jax.device_get(eval_step(params, batch)) for batch in held_out.batches]
+        split: [jax.device_get(eval_step(params, batch)) for batch in held_out.batches()]
         for split, held_out in problem.held_outs.items()
     }
     for index, member in enumerate(members):

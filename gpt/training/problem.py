@@ -9,7 +9,7 @@ import grain
 import numpy as np
 
 from gpt.config import RunConfig
-from gpt.data.batches import TaskExamples, finetuning_batches, held_out_task_batches
+from gpt.data.batches import TaskExamples, finetuning_batches, held_out_order, held_out_task_batches
 from gpt.data.store import TokenStore
 from gpt.data.windows import Text, held_out_text_batches, passes, pretraining_batches, short_names
 from gpt.errors import ConfigError
@@ -24,12 +24,16 @@ from gpt.training.steps import LanguageModelObjective, Objective, TaskObjective
 class HeldOut:
     """Held-out batches and, for a task, what their rows are, padding left out.
 
-    `labels` are the label of each row, None where they are secret; `order` is its number in the split.
+    `batches` gives those of all rows, or with `rows` these rows of each: no others of a token store are read.
+    `labels` are the label of each row, None where they are secret; `order` is its number in the split, and
+    `num_sequences` are the sequences that its example has.
     """
 
-    batches: Sequence[Any]
+    batches: Callable[..., Sequence[Any]]
+    batch_size: int
     labels: np.ndarray | None = None
     order: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    num_sequences: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +129,7 @@ def _pretraining(config: RunConfig, tokenizer: Tokenizer, only_split: str | None
         num_steps=num_steps,
         held_outs={
             f"validation_{name}" if len(stores) > 1 else "validation": HeldOut(
-                held_out_text_batches(tokens, length, batch_size, max_batches)
+                functools.partial(held_out_text_batches, tokens, length, batch_size, max_batches), batch_size
             )
             for name, tokens in held_out.items()
         },
@@ -154,10 +158,15 @@ def _finetuning(config: RunConfig, tokenizer: Tokenizer, only_split: str | None)
     held_outs = {}
     for split in task.members(only_split or "validation"):
         encoded = _encode(config, task, tokenizer, split, facts)
-        held_out, order = held_out_task_batches(
-            encoded.examples, config.model.context_length, config.batch_size, max_batches
+        examples = encoded.examples
+        order = held_out_order(examples, config.batch_size, max_batches)
+        held_outs[split] = HeldOut(
+            functools.partial(held_out_task_batches, examples, order, config.model.context_length, config.batch_size),
+            config.batch_size,
+            labels=None if encoded.labels is None else encoded.labels[order],
+            order=order,
+            num_sequences=np.array([len(examples.sequences[number]) for number in order]),
         )
-        held_outs[split] = HeldOut(held_out, None if encoded.labels is None else encoded.labels[order], order)
     return Problem(
         objective=objective,
         batches_of_seed=batches_of_seed,
