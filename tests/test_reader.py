@@ -56,3 +56,21 @@ def test_padding_on_the_left_changes_nothing(config: ModelConfig, pieces) -> Non
     for row, length in enumerate(lengths):
         expected = alone(params, jnp.array(texts[row : row + 1, :length]))
         np.testing.assert_allclose(hidden[row, 12 - length :], expected[0], atol=1e-5)
+
+
+@BODIES
+def test_what_is_read_next_takes_the_place_of_padding_on_the_right(config: ModelConfig) -> None:
+    params = init_params(config, jax.random.key(0))
+    text = np.array(jax.random.randint(jax.random.key(3), (1, 9), 1, 20))
+
+    @jax.jit
+    def read(params):
+        reader = make_reader(bind(config, params).body)
+        padded, mask = np.full((1, 8), 7, np.int32), np.arange(8)[None] < 5
+        padded[:, :5] = text[:, :5]
+        first, memory = reader.read(reader.start(1, 9), jnp.array(padded), jnp.array(mask))
+        second, _ = reader.read(memory, jnp.array(text[:, 5:]), jnp.ones((1, 4), bool))
+        return jnp.concatenate([first[:, :5], second], axis=1)
+
+    whole = jax.jit(lambda params, tokens: bind(config, params).body(tokens))(params, jnp.array(text))
+    np.testing.assert_allclose(read(params), whole, atol=1e-5)

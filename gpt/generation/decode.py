@@ -19,6 +19,7 @@ from gpt.generation.logits import (
     make_knobs,
     penalise_repetition,
     truncate,
+    truncates,
 )
 from gpt.generation.settings import Decoding, check_lengths
 from gpt.model.gpt import Params, bind
@@ -53,7 +54,6 @@ class Rules(NamedTuple):
     no_repeat_ngram: int | None
     banned: tuple[tuple[int, ...], ...]
     has_penalty: bool
-    is_truncated: bool
 
 
 def continue_texts(
@@ -83,12 +83,7 @@ def sample_keys(decoding: Decoding, num_prompts: int) -> Key[Array, "B"]:
 
 def rules_of(decoding: Decoding) -> Rules:
     """The compiled part of the settings."""
-    return Rules(
-        decoding.no_repeat_ngram,
-        decoding.banned,
-        decoding.repetition_penalty != 1,
-        decoding.temperature > 0 and (decoding.top_k is not None or decoding.top_p < 1 or decoding.typical_p < 1),
-    )
+    return Rules(decoding.no_repeat_ngram, decoding.banned, decoding.repetition_penalty != 1)
 
 
 def start(
@@ -158,8 +153,8 @@ def choose(config: ModelConfig, draft: Draft, knobs: Knobs, rules: Rules) -> Int
 
     likeliest = logits.argmax(-1).astype(jnp.int32)
     warmed = logits / jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)[:, None]
-    if rules.is_truncated:
-        warmed = truncate(warmed, knobs)
+    # It sorts the vocabulary: not for rows that are all greedy or drawn from all of it.
+    warmed = jax.lax.cond(truncates(knobs, config).any(), truncate, lambda logits, _: logits, warmed, knobs)
     # By the count of tokens, not by the slot, which depends on the longest prompt of the batch.
     keys = jax.vmap(jax.random.fold_in)(draft.keys, draft.is_token.sum(-1))
     drawn = jax.vmap(jax.random.categorical)(keys, warmed).astype(jnp.int32)

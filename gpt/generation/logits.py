@@ -83,6 +83,12 @@ def ban_sequences(
     return logits
 
 
+def truncates(knobs: Knobs, config: ModelConfig) -> Bool[Array, "B"]:
+    """Which rows `truncate` changes the draws of."""
+    is_narrow = (knobs.top_k < config.num_embeddings) | (knobs.top_p < 1) | (knobs.typical_p < 1)
+    return is_narrow & (knobs.temperature > 0)
+
+
 def truncate(logits: Float[Array, "B V"], knobs: Knobs) -> Float[Array, "B V"]:
     """-inf outside of the tokens that top-k, then top-p, then typical-p leave; at least one stays.
 

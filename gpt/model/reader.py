@@ -48,7 +48,7 @@ class TransformerReader:
         """Hidden states of T more tokens, and the memory of all.
 
         The mask is false on padding, whose states mean nothing. Tokens are counted from 0 in each row,
-        padding left out, as `Transformer` does.
+        padding left out, as `Transformer` does. Slots after the last token of all rows are free again.
         """
         first, length = memory.num_filled[0], tokens.shape[1]
         positions = memory.is_token.sum(-1, keepdims=True) + jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
@@ -64,7 +64,8 @@ class TransformerReader:
             values.append(jax.lax.dynamic_update_slice(old_values, v, (0, first, 0, 0)))
             gathered, _ = block.attention.attend(q, keys[-1], values[-1], visible, None)
             x = block.add(x, gathered)
-        return x, Memory(tuple(keys), tuple(values), is_token, memory.num_filled + length)
+        num_read = jnp.where(mask, jnp.arange(length) + 1, 0).max()
+        return x, Memory(tuple(keys), tuple(values), is_token, memory.num_filled + num_read)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores of every token."""
