@@ -35,7 +35,7 @@ def test_the_quickstart_goes_from_text_to_table_sample_and_picture(
     scored = {(row["task"], row["init"]) for row in rows if "task" in row}
     assert scored == {(task, init) for task in quickstart.TASKS for init in ("pretrained", "random")}
     assert all(0 <= row["value"] <= 1 for row in rows if "task" in row)
-    assert rows[-1]["text"].startswith("return the name of the")
+    assert rows[-1]["text"].startswith("Return the name of the ")
     assert (tmp_path / f"seed-{seed}" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
     assert quickstart.run(args) == 0

@@ -115,6 +115,7 @@ def _show_sample(pretrained: Path, seed: int, as_json: bool) -> None:
     from gpt.config import MeshConfig
     from gpt.generation.decode import continue_texts
     from gpt.generation.settings import Decoding
+    from gpt.generation.stream import TextStream
     from gpt.sharding import make_mesh
     from gpt.training.checkpoint import find_checkpoint, load_params
     from gpt.training.run_dir import load_config, load_tokenizer
@@ -123,7 +124,10 @@ def _show_sample(pretrained: Path, seed: int, as_json: bool) -> None:
     params = load_params(find_checkpoint(pretrained), make_mesh(MeshConfig(), jax.devices()[:1]))
     prompt = tokenizer.encode(PROMPT)
     decoding = Decoding(max_new_tokens=40, temperature=0.7, seed=seed)
-    text = tokenizer.decode(prompt + continue_texts(config, params, [prompt], decoding)[0][0].ids)
+    stream = TextStream(tokenizer, prompt)
+    stream.push(continue_texts(config, params, [prompt], decoding)[0][0].ids)
+    stream.finish()
+    text = PROMPT + stream.text
     print(f"\nSample, temperature 0.7: {text}", file=sys.stderr)
     if as_json:
         result: dict[str, Any] = {"prompt": PROMPT, "text": text}

@@ -154,11 +154,19 @@ class Tokenizer:
         return self._route.encode_with_offsets(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids of the vocabulary."""
+        """The text of ids of the vocabulary, a space after each word (`gpt.text.detokenise` takes out some)."""
+        self._check(ids)
+        return self._pipeline.decode(list(ids), skip_special_tokens=False)
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The entries of the vocabulary; those at the end of a word end in `</w>`."""
+        self._check(ids)
+        return [self._pipeline.id_to_token(token) for token in ids]
+
+    def _check(self, ids: Sequence[int]) -> None:
         for token in ids:
             if not 0 <= token < self.vocab_size:
                 raise DataError(f"token id {token}: the vocabulary has ids from 0 to {self.vocab_size - 1}")
-        return self._pipeline.decode(list(ids), skip_special_tokens=False)
 
     @staticmethod
     def pad(
