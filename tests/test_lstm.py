@@ -50,6 +50,30 @@ def run_model(config: ModelConfig, params, tokens, key=None):
     return hidden, body.logits(hidden, key)
 
 
+OTHER_VALUES = {
+    "num_layers": 3, "num_heads": 5, "mlp_dim": 7, "lstm_dim": 7, "activation": "relu", "attention_dropout_rate": 0.5,
+    "layer_norm_epsilon": 0.5, "embedding_table_dropout": True, "softmax_over_positions": True, "scan_layers": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["lstm", "transformer"])
+def test_settings_that_an_architecture_does_not_have_change_nothing_and_those_it_has_do(architecture: Any) -> None:
+    config = dataclasses.replace(CONFIG, architecture=architecture)
+
+    def program(config: ModelConfig) -> str:
+        tokens = jax.ShapeDtypeStruct((2, 9), jnp.int32)
+        return str(jax.make_jaxpr(functools.partial(run_model, config))(param_shapes(config), tokens, KEY))
+
+    for name, value in OTHER_VALUES.items():
+        if name in config.absent:
+            other = dataclasses.replace(config)
+            object.__setattr__(other, name, value)  # also what the architecture refuses
+            assert program(other) == program(config), name
+        elif name != "num_heads":  # must divide
+            assert program(dataclasses.replace(config, **{name: value})) != program(config), name
+    assert config.absent <= OTHER_VALUES.keys()
+
+
 def test_hidden_states_and_logits_equal_the_reference(params: Any, tokens: np.ndarray) -> None:
     hidden, logits = run_model(CONFIG, params, tokens)
     expected = reference.lstm_forward(params, tokens)

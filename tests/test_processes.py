@@ -140,8 +140,8 @@ def test_every_process_writes_its_part_of_the_weights(together: Run) -> None:
     assert max(sizes) < 1.5 * min(sizes)
 
 
-def test_one_process_goes_on_with_a_run_of_two(together: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = train_here(list(together.flags), monkeypatch)
+def test_one_process_goes_on_with_a_run_of_two_on_another_mesh(together: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = train_here([*together.flags, "--gin.MeshConfig.tensor=2"], monkeypatch)
     assert_same_lines(read_values(Path(result["run"])), read_values(together.path))
 
 

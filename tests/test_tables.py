@@ -19,7 +19,7 @@ from gpt import gin_io
 from gpt.config import ModelConfig, OptimizerConfig, RunConfig, TaskConfig, TokenizerConfig
 from gpt.paper.published import TABLES, load_published, published_table, zero_shot_scale
 from gpt.paper.render import NOTE
-from gpt.paper.runs import kind_of
+from gpt.paper.runs import collect_runs, kind_of
 from gpt.paper.tables import COLUMNS
 
 MODEL = ModelConfig(num_special_tokens=3)
@@ -241,11 +241,15 @@ def test_runs_of_other_settings_are_not_mixed_and_a_note_says_what_differs(
     )
 
 
-def test_the_units_of_an_lstm_do_not_set_transformers_apart(tmp_path: Path, tables: Callable[..., Command]) -> None:
-    for seed, units in ((1, 384), (2, 2048)):
-        model = dataclasses.replace(MODEL, lstm_dim=units)
+@pytest.mark.parametrize(("architecture", "name"), [("transformer", "lstm_dim"), ("lstm", "num_heads")])
+def test_settings_that_an_architecture_does_not_have_do_not_set_runs_apart(
+    tmp_path: Path, architecture: Any, name: str
+) -> None:
+    for seed, value in ((1, 5), (2, 2048)):
+        model = dataclasses.replace(MODEL, architecture=architecture, **{name: value})
         write_run(tmp_path / "runs" / f"a{seed}", {"matthews": 0.2}, seed=seed, model=model)
-    assert cell_of(tables("--json"), 5, "cola")["seeds"] == [1, 2]
+    (scores,) = collect_runs(tmp_path / "runs").scores.values()
+    assert list(scores) == [1, 2]
 
 
 def test_runs_with_some_layers_only_are_left_out_and_all_layers_by_number_are_the_full_model(

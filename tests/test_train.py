@@ -30,7 +30,7 @@ from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
 from gpt.training.goodput import PARTS
 from gpt.training.loop import check_pretrained, starting_state
 from gpt.training.problem import load_problem
-from gpt.training.run_dir import load_config, read_metrics
+from gpt.training.run_dir import load_config, open_run, read_metrics
 from gpt.training.state import TrainState, transfer
 
 SPEED = {"tokens_per_second", "step_seconds", "mfu_measured", "measured_tflops", "peak_process_gib"}
@@ -154,6 +154,16 @@ def test_repeating_a_finished_command_prints_the_same_and_changes_nothing(pretra
     assert (again.code, again.rows) == (0, pretrained.command.rows)
     assert again.err == ""
     assert {path: content for path, content in contents(pretrained.path).items() if content != before.get(path)} == {}
+
+
+def test_a_run_may_be_resumed_on_another_mesh_which_its_config_then_names(pretrained: Run, tmp_path: Path) -> None:
+    config = dataclasses.replace(load_config(pretrained.path), output_dir=str(tmp_path / "run"))
+    tokenizer = Tokenizer.load(config.tokenizer.path)
+    open_run(config, tokenizer)
+    assert load_config(tmp_path / "run") == config
+    elsewhere = dataclasses.replace(config, mesh=MeshConfig(data=1, tensor=2))
+    open_run(elsewhere, tokenizer)
+    assert load_config(tmp_path / "run") == elsewhere
 
 
 def test_another_config_in_the_directory_of_a_run_is_refused_with_the_differing_settings(

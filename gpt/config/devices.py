@@ -7,7 +7,7 @@ from gpt.config.setting import require, require_positive, setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many devices of a slice each mesh axis takes, and how many slices; -1 takes what the others leave."""
+    """How many devices of a slice each axis takes, and how many slices; -1: the rest. May change when a run resumes."""
 
     data: int = setting(-1, "devices that split the batch and copy the parameters")
     fsdp: int = setting(1, "devices that split the batch and the parameters")

@@ -5,6 +5,18 @@ from typing import Literal
 
 from gpt.config.setting import require, require_positive, require_rates, setting
 
+_LSTM_ONLY = frozenset({"lstm_dim"})
+_TRANSFORMER_ONLY = frozenset(
+    {
+        "num_layers", "num_heads", "mlp_dim", "activation", "attention_dropout_rate", "embedding_table_dropout",
+        "softmax_over_positions", "layer_norm_epsilon", "scan_layers",
+    }
+)  # fmt: skip
+_FIXED_BY_WEIGHTS = (
+    "architecture", "vocab_size", "num_layers", "num_heads", "embed_dim", "mlp_dim", "lstm_dim", "activation",
+    "layer_norm_epsilon",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -64,7 +76,7 @@ class ModelConfig:
             "or 3 (start, delimiter and extract, for fine-tuning)",
         )
         require(
-            self.embed_dim % self.num_heads == 0,
+            self.embed_dim % self.num_heads == 0 or "num_heads" in self.absent,
             f"ModelConfig.embed_dim = {self.embed_dim} does not divide into "
             f"ModelConfig.num_heads = {self.num_heads} heads",
         )
@@ -75,6 +87,17 @@ class ModelConfig:
                     f"ModelConfig.{name} = True is for the transformer alone, and ModelConfig.architecture is 'lstm': "
                     f"set ModelConfig.{name} = False",
                 )
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """Settings that the architecture does not have: whatever they are, the model is the same."""
+        return _TRANSFORMER_ONLY if self.architecture == "lstm" else _LSTM_ONLY
+
+    @property
+    def fixed_by_weights(self) -> frozenset[str]:
+        """Settings that must be those that the weights were trained with."""
+        positions = () if self.architecture == "lstm" else ("context_length",)
+        return frozenset((*_FIXED_BY_WEIGHTS, *positions)) - self.absent
 
     @property
     def head_dim(self) -> int:

@@ -137,8 +137,8 @@ def _numbers(validation: Any) -> Scores:
 def setting_of(config: RunConfig) -> RunConfig:
     """The config without what decides nothing but the seed, the place and the reports."""
     model = config.model
-    if model.architecture == "transformer":  # which has no such units, whatever is set
-        model = dataclasses.replace(model, lstm_dim=ModelConfig().lstm_dim)
+    defaults = ModelConfig()
+    model = dataclasses.replace(model, **{name: getattr(defaults, name) for name in model.absent})
     return dataclasses.replace(
         config,
         model=model,

@@ -152,23 +152,13 @@ def starting_state(
     return state
 
 
-_FIXED_BY_WEIGHTS = {
-    "transformer": (
-        "architecture", "vocab_size", "context_length", "num_layers", "num_heads", "embed_dim", "mlp_dim",
-        "activation", "layer_norm_epsilon",
-    ),
-    "lstm": ("architecture", "vocab_size", "embed_dim", "lstm_dim"),
-}  # fmt: skip
-"""Settings of the model that must be those its weights were trained with."""
-
-
 def check_pretrained(config: RunConfig, tokenizer: Tokenizer) -> None:
     """Raises GPTError when the run in `init_from` has no weights, another architecture, or another vocabulary."""
     assert config.init_from is not None
     source = Path(config.init_from)
     saved = load_config(source)
     find_checkpoint(source)
-    fixed = {f"ModelConfig.{name}" for name in _FIXED_BY_WEIGHTS[config.model.architecture]}
+    fixed = {f"ModelConfig.{name}" for name in config.model.fixed_by_weights}
     changed = [line for line in differences(saved, config) if line.split(":")[0] in fixed]
     if changed:
         raise ConfigError(f"RunConfig.init_from = {config.init_from!r} is another architecture: {'; '.join(changed)}")

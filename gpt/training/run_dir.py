@@ -26,7 +26,7 @@ def open_run(config: RunConfig, tokenizer: Tokenizer) -> Path:
     """The run directory of `config`, created, or found with the same config in it; all processes see the same one.
 
     Raises:
-      ConfigError: another config was used in this directory; names the differing settings.
+      ConfigError: another config was used in this directory, but for the mesh; names the differing settings.
       DataError: it cannot be written.
     """
     run_dir = Path(config.output_dir)
@@ -44,8 +44,8 @@ def open_run(config: RunConfig, tokenizer: Tokenizer) -> Path:
 
 def _create_run(run_dir: Path, config: RunConfig, tokenizer: Tokenizer) -> None:
     if (run_dir / "config.gin").exists():
-        # Where it lies is no part of what a run is: its path may differ from machine to machine.
-        there = dataclasses.replace(load_config(run_dir), output_dir=config.output_dir)
+        # Where it lies, and on what devices, is no part of what a run is: both may differ from machine to machine.
+        there = dataclasses.replace(load_config(run_dir), output_dir=config.output_dir, mesh=config.mesh)
         changed = gin_io.differences(there, config)
         if changed:
             raise ConfigError(
