@@ -57,6 +57,15 @@ def sync(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
+def sync_directory(path: Path) -> None:
+    """Puts the names in a directory on the disk itself, as a rename or a new file left them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def is_url(where: str) -> bool:
     """Whether it is a URL and not a path."""
     return "://" in where

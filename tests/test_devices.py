@@ -211,7 +211,8 @@ def test_initial_values_do_not_depend_on_the_mesh(architecture: str) -> None:
 def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path: Path) -> None:
     state, _ = start(CASES["fine-tuning"], mesh_of("fsdp=2 tensor=2"))
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
-        checkpoints.save(state)
+        checkpoints.begin_save(state)
+        checkpoints.publish()
     like, _ = start(CASES["fine-tuning"], mesh := mesh_of("data=2 sequence=2"))
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
         restored = checkpoints.restore(0, like=like)

@@ -258,6 +258,7 @@ FLAGS = {
         "--seed",
         "--json",
     },
+    "verify": {"--sign", "--json"},
     "score": {"--model", "--tokenizer", "--route", "--json"},
     "plot": {"--output", "--json"},
     "tables": {"--runs", "--table", "--format", "--output", "--json"},

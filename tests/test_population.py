@@ -20,7 +20,8 @@ from gpt.errors import ConfigError, Preempted
 from gpt.sharding import make_mesh
 from gpt.text.tokenizer import Tokenizer
 from gpt.training import loop, meter, population
-from gpt.training.checkpoint import find_checkpoint, load_params, saved_steps
+from gpt.training.checkpoint import find_checkpoint, load_params
+from gpt.training.checkpoint_dir import saved_steps
 from gpt.training.loop import train
 from gpt.training.population import make_population_steps, population_key, train_population
 from gpt.training.report import Report

@@ -151,7 +151,7 @@ def test_two_processes_go_on_with_a_run_of_one_and_sigterm_to_one_of_them_stops_
     (tmp_path / "script.py").write_text(SCRIPT)
     command = launch(tmp_path / "script.py", "3", *alone.flags)
     message = f"error: SIGTERM to process 1: saved step 45 of {NUM_STEPS}; the same command continues from there\n"
-    assert (command.code, command.out) == (75, "")
+    assert (command.code, command.out) == (75, ""), command.err
     assert f"\n{message}" in command.err
     assert f"[1] {message}" in command.err
     assert "step 40/" not in command.err

@@ -236,9 +236,10 @@ def state_of(width: int, dtype: Any = jnp.float32) -> TrainState:
 )
 def test_a_checkpoint_of_other_arrays_is_refused(tmp_path: Path, like: TrainState, message: str) -> None:
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
-        checkpoints.save(state_of(2))
+        checkpoints.begin_save(state_of(2))
+        checkpoints.publish()
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
-        assert checkpoints.latest_step == 5
+        assert checkpoints.newest_verified() == 5
         assert_bit_equal(checkpoints.restore(5, state_of(2)).params, state_of(2).params)
         with pytest.raises(DataError, match=message):
             checkpoints.restore(5, like)

@@ -21,7 +21,8 @@ from gpt.paper.zero_shot import draw_zero_shot
 from gpt.sharding import make_mesh
 from gpt.text.tokenizer import Tokenizer
 from gpt.text.training import train_bpe
-from gpt.training.checkpoint import find_checkpoint, load_params, saved_steps
+from gpt.training.checkpoint import find_checkpoint, load_params
+from gpt.training.checkpoint_dir import saved_steps
 
 NUM_HEADS, CONTEXT_LENGTH = 2, 16
 

@@ -14,6 +14,7 @@ COMMANDS = (
     "prepare",
     "tokenizer",
     "convert",
+    "verify",
     "score",
     "plot",
     "tables",

@@ -33,7 +33,18 @@ class CheckpointConfig:
 
     save_every_steps: int = setting(1000, "updates between checkpoints; the last update is always saved")
     keep: int = setting(2, "newest checkpoints to keep, at least 2, so that a damaged one is never the only one")
+    keep_every_steps: int | None = setting(None, "also keep every checkpoint of a step that this divides; None: none")
+    keep_best: bool = setting(
+        False,
+        "also keep the checkpoint of the best validation score: of text the lowest lm_loss, of a task the highest of "
+        "its first metric",
+    )
 
     def __post_init__(self) -> None:
-        require_positive(self, "save_every_steps")
+        require_positive(self, "save_every_steps", "keep_every_steps")
+        require(
+            self.keep_every_steps is None or self.keep_every_steps % self.save_every_steps == 0,
+            f"CheckpointConfig.keep_every_steps = {self.keep_every_steps}: must be a multiple of "
+            f"CheckpointConfig.save_every_steps = {self.save_every_steps}",
+        )
         require(self.keep >= 2, f"CheckpointConfig.keep = {self.keep}: must be at least 2")

@@ -58,6 +58,12 @@ class RunConfig:
             f"RunConfig.batch_size = {self.batch_size} does not divide into "
             f"RunConfig.accumulation_steps = {self.accumulation_steps} equal parts",
         )
+        require(
+            not self.checkpoint.keep_best or self.checkpoint.save_every_steps % self.evaluate_every_steps == 0,
+            f"CheckpointConfig.keep_best needs a score of each checkpoint: make CheckpointConfig.save_every_steps = "
+            f"{self.checkpoint.save_every_steps} a multiple of RunConfig.evaluate_every_steps = "
+            f"{self.evaluate_every_steps}",
+        )
         if self.num_transferred_layers is not None:
             self._check_transfer(self.num_transferred_layers)
         if self.task.name is None:

@@ -15,7 +15,8 @@ from gpt.interop.weights import Model
 from gpt.model.gpt import Params
 from gpt.paper.published import zero_shot_scale
 from gpt.sharding import make_mesh
-from gpt.training.checkpoint import find_checkpoint, load_params, saved_steps
+from gpt.training.checkpoint import find_checkpoint, load_params
+from gpt.training.checkpoint_dir import saved_steps
 from gpt.training.model_dir import detect_format
 
 

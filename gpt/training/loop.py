@@ -11,8 +11,8 @@ from gpt.errors import ConfigError, Preempted
 from gpt.gin_io import differences
 from gpt.sharding import check_divisible, local_rows, make_mesh, shard_batch
 from gpt.text.tokenizer import Tokenizer
-from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
-from gpt.training.evaluate import evaluate
+from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params, require_whole
+from gpt.training.evaluate import Score, evaluate
 from gpt.training.goodput import total_shares
 from gpt.training.interrupt import StopSignals
 from gpt.training.meter import Meter
@@ -20,7 +20,7 @@ from gpt.training.optimizer import make_optimizer, make_schedule
 from gpt.training.problem import Problem, load_problem
 from gpt.training.processes import is_first, meet
 from gpt.training.profiling import Profiler, ProfileSteps
-from gpt.training.report import open_report
+from gpt.training.report import Report, Silence, open_report
 from gpt.training.run_dir import (
     load_config,
     load_tokenizer,
@@ -56,7 +56,9 @@ def train(config: RunConfig, profile_steps: ProfileSteps | None = None) -> dict[
             raise ConfigError(f"--profile_steps: the run in {run_dir} is finished; set another RunConfig.output_dir")
         return finished
     with Checkpoints(run_dir, config.checkpoint) as checkpoints:
-        result = _train(config, problem, mesh, run_dir, checkpoints, profile_steps)
+        _Training(config, problem, mesh, run_dir, checkpoints).run(profile_steps)
+    meet()  # The first process has written the last line.
+    result = summary(run_dir, problem)
     if is_first():
         write_result(run_dir, result)
     return result
@@ -76,59 +78,91 @@ def load_inputs(config: RunConfig) -> tuple[Tokenizer, Problem]:
     return tokenizer, problem
 
 
-def _train(
-    config: RunConfig,
-    problem: Problem,
-    mesh: Mesh,
-    run_dir: Path,
-    checkpoints: Checkpoints,
-    profile_steps: ProfileSteps | None,
-) -> dict[str, Any]:
-    rows = local_rows(mesh, config.batch_size)
-    meter = Meter(config.model, len(rows) / config.batch_size, with_softmax="lm_loss" in problem.objective.coefficients)
-    optimizer = make_optimizer(config.optimizer, problem.num_steps)
-    init_key, dropout_key = split_seed(config.seed)
-    state, shardings = create_state(config.model, problem.num_outputs, optimizer, init_key, mesh)
-    state = starting_state(config, state, mesh, checkpoints, checkpoints.latest_step)
-    train_step = meter.timed(
-        make_train_step(config.model, problem.objective, optimizer, dropout_key, config.accumulation_steps, shardings)
-    )
-    eval_step = make_eval_step(config.model, problem.objective)
-    schedule = make_schedule(config.optimizer, problem.num_steps)
-    batches = problem.batches_of_seed(config.seed, rows=rows.tolist())
+class _Training:
+    """One run at work."""
 
-    first, last = int(state.step), problem.num_steps
-    if profile_steps is not None:
-        profile_steps.require_within(first + 1, last)
-    title = config.task.name or "pretraining"
-    with (
-        open_report(run_dir, first, last, title) as report,
-        StopSignals() as signals,
-        Profiler(profile_steps, run_dir / "profile") as profiler,
-    ):
-        report.say(f"{title}: {last} updates, {describe(problem.facts)}; run directory {run_dir}")
-        for note in problem.notes:
-            report.say(f"warning: {note}")
-        for step, batch in enumerate(meter.waiting(iterate(batches, first, last)), first + 1):
-            with profiler.update(step, meter.wait):
-                state, metrics = train_step(state, shard_batch(mesh, batch, config.batch_size))
-                meter.add(metrics, batch)
-            report.advance(step)
-            if step % config.log_every_steps == 0 or step == last:
-                report.log(step, "train", {**meter.read(), "learning_rate": float(schedule(step - 1))})
-            if step % config.evaluate_every_steps == 0 or step == last:
-                with meter.spent("evaluate"):
-                    scores = evaluate(eval_step, state.params, problem, mesh)
-                report.log(step, "validation", {name: score.value for name, score in scores.items()})
-            stops = signals.stop_after(step)
-            if step % config.checkpoint.save_every_steps == 0 or step == last or stops:
-                with meter.spent("save"):
-                    checkpoints.save(state)
-                report.log(step, "time", meter.read_time())
-            if stops and step < last:
-                raise Preempted(f"{signals.reason}: saved step {step} of {last}; the same command continues from there")
-    meet()  # The first process has written the last line.
-    return summary(run_dir, problem)
+    def __init__(self, config: RunConfig, problem: Problem, mesh: Mesh, run_dir: Path, checkpoints: Checkpoints):
+        self._config, self._problem, self._mesh, self._run_dir = config, problem, mesh, run_dir
+        self._checkpoints = checkpoints
+        rows = local_rows(mesh, config.batch_size)
+        self._batches = problem.batches_of_seed(config.seed, rows=rows.tolist())
+        share = len(rows) / config.batch_size
+        self._meter = Meter(config.model, share, with_softmax="lm_loss" in problem.objective.coefficients)
+        optimizer = make_optimizer(config.optimizer, problem.num_steps)
+        init_key, dropout_key = split_seed(config.seed)
+        state, shardings = create_state(config.model, problem.num_outputs, optimizer, init_key, mesh)
+        start = checkpoints.newest_verified()
+        self._state = starting_state(config, state, mesh, checkpoints, start)
+        self._meter.put_back(checkpoints.notes(start)["unread"] if start else [])
+        self._train_step = self._meter.timed(
+            make_train_step(
+                config.model, problem.objective, optimizer, dropout_key, config.accumulation_steps, shardings
+            )
+        )
+        self._eval_step = make_eval_step(config.model, problem.objective)
+        self._schedule = make_schedule(config.optimizer, problem.num_steps)
+
+    def run(self, profile_steps: ProfileSteps | None) -> None:
+        """Makes all updates that are left; raises Preempted when a signal stops it before the last."""
+        config, problem, meter = self._config, self._problem, self._meter
+        first, last = int(self._state.step), problem.num_steps
+        if profile_steps is not None:
+            profile_steps.require_within(first + 1, last)
+        title = config.task.name or "pretraining"
+        with (
+            open_report(self._run_dir, first, last, title) as report,
+            StopSignals() as signals,
+            Profiler(profile_steps, self._run_dir / "profile") as profiler,
+        ):
+            report.say(f"{title}: {last} updates, {describe(problem.facts)}; run directory {self._run_dir}")
+            for note in problem.notes:
+                report.say(f"warning: {note}")
+            batches = meter.waiting(iterate(self._batches, first, last))
+            for step, batch in enumerate(batches, first + 1):
+                with profiler.update(step, meter.wait):
+                    self._state, metrics = self._train_step(
+                        self._state, shard_batch(self._mesh, batch, config.batch_size)
+                    )
+                    meter.add(metrics, batch)
+                report.advance(step)
+                score = self._report(report, step, is_last=step == last)
+                stops = signals.stop_after(step)
+                if stops or step == last or self._checkpoints.is_due(step):
+                    self._save(report, step, score, is_last=stops or step == last)
+                if stops and step < last:
+                    raise Preempted(
+                        f"{signals.reason}: saved step {step} of {last}; the same command continues from there"
+                    )
+
+    def _report(self, report: Report | Silence, step: int, *, is_last: bool) -> float | None:
+        """Logs and evaluates when it is time to; what `main_score` says of the evaluation."""
+        config, meter = self._config, self._meter
+        if step % config.log_every_steps == 0 or is_last:
+            report.log(step, "train", {**meter.read(), "learning_rate": float(self._schedule(step - 1))})
+        if step % config.evaluate_every_steps and not is_last:
+            return None
+        with meter.spent("evaluate"):
+            scores = evaluate(self._eval_step, self._state.params, self._problem, self._mesh)
+        report.log(step, "validation", {name: score.value for name, score in scores.items()})
+        return main_score(self._problem, scores)
+
+    def _save(self, report: Report | Silence, step: int, score: float | None, *, is_last: bool) -> None:
+        """Saves in the background, the last time in the foreground; all lines until here are on disk before."""
+        with self._meter.spent("save"):
+            notes = {"score": score, "unread": self._meter.unread()}
+            self._checkpoints.begin_save(self._state, notes)
+        report.log(step, "time", self._meter.read_time())
+        report.sync()
+        self._checkpoints.publish()
+        if is_last:
+            self._checkpoints.finish(self._state, notes)
+
+
+def main_score(problem: Problem, scores: dict[str, Score]) -> float:
+    """What the best checkpoint is chosen by, the higher the better: a task's first metric, or the negative loss."""
+    if problem.task is None:
+        return -scores["lm_loss"].value
+    return scores[problem.task.metrics[0]].value
 
 
 def summary(run_dir: Path, problem: Problem) -> dict[str, Any]:
@@ -157,7 +191,7 @@ def check_pretrained(config: RunConfig, tokenizer: Tokenizer) -> None:
     assert config.init_from is not None
     source = Path(config.init_from)
     saved = load_config(source)
-    find_checkpoint(source)
+    require_whole(find_checkpoint(source))
     fixed = {f"ModelConfig.{name}" for name in config.model.fixed_by_weights}
     changed = [line for line in differences(saved, config) if line.split(":")[0] in fixed]
     if changed:

@@ -34,6 +34,7 @@ class Meter:
         self._hosts = _gather_host_names()
         self._clock = Clock()
         self._metrics: list[Any] = []
+        self._latest: Any = None
         self._shapes: set[Any] = set()
         self._is_first = True
         self._time_read = self._clock.seconds()
@@ -50,7 +51,7 @@ class Meter:
         while True:
             start = time.perf_counter()
             batch = next(iterator, None)
-            is_busy = bool(self._metrics) and not all(leaf.is_ready() for leaf in jax.tree.leaves(self._metrics[-1]))
+            is_busy = not all(leaf.is_ready() for leaf in jax.tree.leaves(self._latest))
             self._clock.add("update" if is_busy else "data_wait", time.perf_counter() - start)
             if batch is None:
                 return
@@ -75,6 +76,7 @@ class Meter:
     def add(self, metrics: Any, batch: TextBatch | TaskBatch) -> None:
         """Counts one update; waits for the one before, so that at most two are under way (on CPU, one)."""
         self.wait()
+        self._latest = metrics
         self._metrics.append(metrics)
         if jax.default_backend() == "cpu":
             # Running ahead gains nothing where host and device are one, and several fake devices deadlock.
@@ -90,7 +92,7 @@ class Meter:
     def wait(self) -> None:
         """Waits until the device has made all updates so far."""
         with self._clock.spent("update"):
-            jax.block_until_ready(self._metrics[-1:])
+            jax.block_until_ready(self._latest)
 
     @contextlib.contextmanager
     def spent(self, part: Part) -> Iterator[None]:
@@ -98,6 +100,14 @@ class Meter:
         self.wait()
         with self._clock.spent(part):
             yield
+
+    def unread(self) -> list[dict[str, float]]:
+        """The metrics of each update since the last reading, to be kept with a checkpoint."""
+        return [{name: float(value) for name, value in update.items()} for update in jax.device_get(self._metrics)]
+
+    def put_back(self, unread: Iterable[dict[str, float]]) -> None:
+        """Goes on from what a checkpoint has kept: a line has the same means whether or not the run was stopped."""
+        self._metrics = [{name: np.float32(value) for name, value in update.items()} for update in unread]
 
     def read(self) -> dict[str, Any]:
         """Means of each metric, speed and memory since the last reading; the next starts here.

@@ -7,7 +7,7 @@ that of `train.py` under `jax.vmap`, and each member has the run directory that 
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,16 +21,15 @@ from gpt.config import MeshConfig, RunConfig
 from gpt.data.batches import TaskBatch, TextBatch
 from gpt.errors import ConfigError, DataError, Preempted
 from gpt.model.gpt import Params
-from gpt.sharding import check_population, make_mesh, map_population, member_of, shard_population
-from gpt.training.checkpoint import Checkpoints, saved_steps
+from gpt.sharding import check_population, make_mesh, map_population, shard_population
 from gpt.training.evaluate import join_scores, judge_results
 from gpt.training.interrupt import StopSignals
-from gpt.training.loop import describe, iterate, load_inputs, starting_state, summary
+from gpt.training.loop import describe, iterate, load_inputs, main_score, starting_state
+from gpt.training.members import Member, common_step, float_array, log_updates, save_members, unread
 from gpt.training.meter import Meter
-from gpt.training.optimizer import make_optimizer, make_schedule
+from gpt.training.optimizer import make_optimizer
 from gpt.training.problem import Problem
-from gpt.training.report import Report
-from gpt.training.run_dir import open_run, read_result, write_result
+from gpt.training.run_dir import open_run, read_result
 from gpt.training.state import TrainState, make_creation, split_seed
 from gpt.training.steps import EvalStep, Evaluation, Scalars, make_evaluation, make_update
 
@@ -82,7 +81,7 @@ def train_population(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     if unfinished:
         with contextlib.ExitStack() as stack:
             members = [
-                _Member(configs[index], run_dirs[index], problem, stack, is_shown=index == unfinished[0])
+                Member(configs[index], run_dirs[index], problem, stack, is_shown=index == unfinished[0])
                 for index in unfinished
             ]
             _train(members, problem, mesh)
@@ -111,41 +110,7 @@ def _check_together(configs: Sequence[RunConfig]) -> RunConfig:
     return configs[0]
 
 
-class _Member:
-    """One run of a population: its directory, and what is written there.
-
-    What the run had saved when it was opened is not written again, should others be behind.
-    """
-
-    def __init__(
-        self, config: RunConfig, run_dir: Path, problem: Problem, stack: contextlib.ExitStack, *, is_shown: bool
-    ):
-        self.config, self.run_dir = config, run_dir
-        self.schedule = make_schedule(config.optimizer, problem.num_steps)
-        self.checkpoints = stack.enter_context(Checkpoints(run_dir, config.checkpoint))
-        self.steps = saved_steps(run_dir)
-        self._last_step = max(self.steps, default=0)
-        title = config.task.name or "pretraining"
-        self.report = stack.enter_context(Report(run_dir, self._last_step, problem.num_steps, title, is_shown=is_shown))
-        self.failure: tuple[int, str] | None = None
-
-    def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        if step > self._last_step and self.failure is None:
-            self.report.log(step, kind, values)
-
-    def save(self, step: int, population: TrainState, index: int) -> None:
-        if step > self._last_step and self.failure is None:
-            self.checkpoints.save(member_of(population, index))
-
-    def result(self, problem: Problem) -> dict[str, Any]:
-        if self.failure is not None:
-            return {"run": str(self.run_dir), "step": self.failure[0], "error": self.failure[1]}
-        result = summary(self.run_dir, problem)
-        write_result(self.run_dir, result)
-        return result
-
-
-def _train(members: list[_Member], problem: Problem, mesh: Mesh) -> None:
+def _train(members: list[Member], problem: Problem, mesh: Mesh) -> None:
     config = members[0].config
     meter = Meter(config.model, with_softmax="lm_loss" in problem.objective.coefficients)
     # Every device takes as many members; copies of the last fill it up and go nowhere.
@@ -154,9 +119,8 @@ def _train(members: list[_Member], problem: Problem, mesh: Mesh) -> None:
     train_step, eval_step = make_population_steps(config, problem, mesh)
     train_step = meter.timed(train_step)
     batches = _stack_batches(problem, lanes)
-    window = []
-
     first, last = int(jax.device_get(state.step)[0]), problem.num_steps
+    window = unread(lanes, first) if first else []
     report = members[0].report
     with StopSignals() as signals:
         report.say(
@@ -171,53 +135,47 @@ def _train(members: list[_Member], problem: Problem, mesh: Mesh) -> None:
             window.append(metrics)
             report.advance(step)
             if step % config.log_every_steps == 0 or step == last:
-                _log_updates(members, step, meter.read(), jax.device_get(window))
+                log_updates(members, step, meter.read(), jax.device_get(window))
                 window = []
+            for member in members:
+                member.score = None
             if step % config.evaluate_every_steps == 0 or step == last:
                 with meter.spent("evaluate"):
                     _evaluate(members, step, eval_step, state.params, problem)
             stops = signals.stop_after(step)
-            if step % config.checkpoint.save_every_steps == 0 or step == last or stops:
-                with meter.spent("save"):
-                    for index, member in enumerate(members):
-                        member.save(step, state, index)
-                time = meter.read_time()
-                for member in members:
-                    member.log(step, "time", time)
+            if stops or step == last or any(member.checkpoints.is_due(step) for member in members):
+                window = jax.device_get(window)
+                save_members(members, step, state, meter, window, is_last=stops or step == last)
             if stops and step < last:
                 raise Preempted(f"{signals.reason}: saved step {step} of {last}; the same command continues from there")
             if all(member.failure for member in members):
                 return
 
 
-def _starting_population(lanes: list[_Member], problem: Problem, mesh: Mesh) -> tuple[TrainState, Knobs]:
+def _starting_population(lanes: list[Member], problem: Problem, mesh: Mesh) -> tuple[TrainState, Knobs]:
     """The states of all members, each where its own run would start, and what they differ in."""
     config = lanes[0].config
     optimizer = make_optimizer(config.optimizer, problem.num_steps)
     create = jax.jit(make_creation(config.model, problem.num_outputs, optimizer))
     one_device = make_mesh(MeshConfig(), jax.devices()[:1])
-    common = set.intersection(*(set(member.steps) for member in lanes))
+    common = common_step(lanes)
     states, keys = [], []
     for member in lanes:
         init_key, dropout_key = split_seed(member.config.seed)
         fresh = create(init_key)
-        state = starting_state(member.config, fresh, one_device, member.checkpoints, max(common, default=None))
+        state = starting_state(member.config, fresh, one_device, member.checkpoints, common)
         states.append(jax.device_get(state))
         keys.append(dropout_key)
     knobs = Knobs(
-        learning_rate=_floats(member.config.optimizer.learning_rate for member in lanes),
-        weight_decay=_floats(member.config.optimizer.weight_decay for member in lanes),
+        learning_rate=float_array(member.config.optimizer.learning_rate for member in lanes),
+        weight_decay=float_array(member.config.optimizer.weight_decay for member in lanes),
         coefficients={
-            name: _floats(_coefficient(member.config, name, value) for member in lanes)
+            name: float_array(_coefficient(member.config, name, value) for member in lanes)
             for name, value in problem.objective.coefficients.items()
         },
         dropout_key=jnp.stack(keys),
     )
     return shard_population(mesh, (jax.tree.map(lambda *leaves: np.stack(leaves), *states), knobs))
-
-
-def _floats(values: Iterable[float]) -> np.ndarray:
-    return np.array(list(values), np.float32)
 
 
 def _coefficient(config: RunConfig, name: str, value: float) -> float:
@@ -241,7 +199,7 @@ def make_population_steps(config: RunConfig, problem: Problem, mesh: Mesh) -> tu
     )
 
 
-def _stack_batches(problem: Problem, lanes: list[_Member]) -> grain.MapDataset:
+def _stack_batches(problem: Problem, lanes: list[Member]) -> grain.MapDataset:
     """Batch k of every member, stacked: of all seeds it has the same shape."""
     by_seed = {member.config.seed: problem.batches_of_seed(member.config.seed) for member in lanes}
 
@@ -252,16 +210,7 @@ def _stack_batches(problem: Problem, lanes: list[_Member]) -> grain.MapDataset:
     return grain.MapDataset.range(problem.num_steps).map(stack)
 
 
-def _log_updates(members: list[_Member], step: int, speed: dict[str, Any], window: list[dict[str, np.ndarray]]) -> None:
-    """A line of each member: the means of its own metrics since the last, and the speed of the whole program."""
-    means = {name: np.mean([metrics[name] for metrics in window], axis=0) for name in window[0]}
-    for index, member in enumerate(members):
-        own = {name: float(values[index]) for name, values in means.items()}
-        rate = float(member.schedule(step - 1))
-        member.log(step, "train", {**speed, **own, "learning_rate": rate})
-
-
-def _evaluate(members: list[_Member], step: int, eval_step: EvalStep, params: Params, problem: Problem) -> None:
+def _evaluate(members: list[Member], step: int, eval_step: EvalStep, params: Params, problem: Problem) -> None:
     """A line of each member with its scores; a member without finite ones has failed."""
     results = {
         split: [jax.device_get(eval_step(params, batch)) for batch in held_out.batches()]
@@ -281,6 +230,7 @@ def _evaluate(members: list[_Member], step: int, eval_step: EvalStep, params: Pa
                 members[0].report.say(f"warning: {member.run_dir} stops here, the others go on: {error}")
             continue
         member.log(step, "validation", {name: score.value for name, score in scores.items()})
+        member.score = main_score(problem, scores)
 
 
 def _take(result: Evaluation, index: int) -> Evaluation:

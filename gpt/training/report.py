@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gpt.files import write_atomically
+from gpt.files import sync, write_atomically
 from gpt.training.goodput import PARTS
 from gpt.training.processes import is_first
 from gpt.training.run_dir import read_metrics, write_num_steps
@@ -20,6 +20,11 @@ from gpt.training.run_dir import read_metrics, write_num_steps
 def console() -> Console:
     """The console on standard error: one a process, because live displays nest on the same one alone."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """One warning for people, of whichever process."""
+    console().print(f"warning: {text}", markup=False)
 
 
 class Silence:
@@ -40,6 +45,9 @@ class Silence:
         """Does nothing."""
 
     def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def sync(self) -> None:
         """Does nothing."""
 
 
@@ -108,6 +116,10 @@ class Report:
             self._bar.update(self._task, status=text)
         else:
             self.say(f"step {step}/{self._num_steps} {kind}: {text}{self._time_left(step)}")
+
+    def sync(self) -> None:
+        """Puts the lines so far on the disk itself: what a checkpoint follows is never missing behind it."""
+        sync(self._file)
 
     def _time_left(self, step: int) -> str:
         done = step - self._start_step

@@ -1,0 +1,325 @@
+"""Checkpoints: verified by their manifest before anything is read, gone back from, kept by rule, and tried again."""
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import Command, Run
+
+from gpt.config import CheckpointConfig, MeshConfig, RunConfig, TokenizerConfig
+from gpt.errors import ConfigError, DataError
+from gpt.sharding import make_mesh
+from gpt.training import checkpoint
+from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params, save_params
+from gpt.training.checkpoint_dir import best_step, saved_steps
+from gpt.training.loop import train
+from gpt.training.run_dir import load_config
+from gpt.training.state import TrainState
+
+
+def state_at(step: int, scale: float = 1.0) -> TrainState:
+    values = scale * jax.random.normal(jax.random.key(step), (100, 40))
+    params = {"transformer": {"token_embedding": values}}
+    return TrainState(jnp.array(step, jnp.int32), params, (jnp.array(step, jnp.int32), params))
+
+
+def save(run: Path, *steps: int, scores: dict[int, float] | None = None, **config: Any) -> None:
+    with Checkpoints(run, CheckpointConfig(save_every_steps=1, **config)) as checkpoints:
+        for step in steps:
+            checkpoints.begin_save(state_at(step), {"score": (scores or {}).get(step)})
+            checkpoints.publish()
+
+
+def newest(run: Path) -> tuple[int | None, TrainState | None]:
+    """The newest step that is whole, and what is restored from it."""
+    with Checkpoints(run, CheckpointConfig()) as checkpoints:
+        step = checkpoints.newest_verified()
+        return step, None if step is None else checkpoints.restore(step, state_at(0))
+
+
+def largest_file(run: Path, step: int, item: str = "params") -> Path:
+    files = [path for path in (run / "checkpoints" / str(step) / item).rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def one_device() -> Any:
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+# Verified before anything is read
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a flipped bit": (lambda run: flip(largest_file(run, 2), 70_001), "is not what was written: its sha256 differs"),
+    "a file cut short": (lambda run: os.truncate(largest_file(run, 2), 900), "has 900 bytes, and was written with"),
+    "a file is gone": (lambda run: largest_file(run, 2, "optimizer").unlink(), " is missing"),
+    "a file too many": (
+        lambda run: (run / "checkpoints/2/params/d/zero").write_bytes(b"0"),
+        "params/d/zero does not belong to it",
+    ),
+    "no manifest": (lambda run: (run / "checkpoints/2/manifest.json").unlink(), "has no manifest.json"),
+    "a manifest cut short": (lambda run: os.truncate(run / "checkpoints/2/manifest.json", 99), "manifest.json is dam"),
+    "another step": (
+        lambda run: shutil.copytree(run / "checkpoints/1", run / "checkpoints/2", dirs_exist_ok=True),
+        "it is the checkpoint of step 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_moved_aside_with_a_warning_and_the_one_before_is_used(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, message = DAMAGE[name]
+    save(tmp_path, 1, 2)
+    damage(tmp_path)
+    there = {path: path.stat().st_size for path in (tmp_path / "checkpoints/2").rglob("*") if path.is_file()}
+    step, state = newest(tmp_path)
+    assert step == 1
+    assert state is not None
+    jax.tree.map(np.testing.assert_array_equal, state, state_at(1))
+    warning = capsys.readouterr().err
+    assert "warning: checkpoint " in warning
+    assert message in warning
+    assert "going back to step 1. It was moved to '2.damaged'" in warning
+    moved = {path: path.stat().st_size for path in (tmp_path / "checkpoints/2.damaged").rglob("*") if path.is_file()}
+    assert list(moved.values()) == list(there.values())
+
+
+def test_files_that_a_file_manager_leaves_behind_do_no_harm(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    (tmp_path / "checkpoints/2/.DS_Store").write_text("x")
+    assert newest(tmp_path)[0] == 2
+
+
+def test_a_second_damaged_checkpoint_of_the_same_step_does_not_take_the_place_of_the_first(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    for name in ("2.damaged", "2.damaged-2"):
+        flip(largest_file(tmp_path, 2), 800)
+        assert newest(tmp_path)[0] == 1
+        assert (tmp_path / "checkpoints" / name).is_dir()
+        save(tmp_path, 2)
+
+
+def test_without_any_whole_checkpoint_nothing_is_moved_and_each_is_named(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    for step in (1, 2):
+        flip(largest_file(tmp_path, step), 800)
+    with pytest.raises(DataError, match=r"step 2 is damaged: params/.*; that of step 1 is damaged: .*from a copy, or"):
+        newest(tmp_path)
+    assert saved_steps(tmp_path) == [1, 2]
+
+
+def test_a_reader_of_weights_refuses_damaged_ones_and_reads_no_optimizer_state(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    flip(largest_file(tmp_path, 2, "optimizer"), 800)
+    load_params(find_checkpoint(tmp_path), one_device())
+    flip(largest_file(tmp_path, 2), 800)
+    with pytest.raises(DataError, match=r"2' is damaged: params/.* sha256 differs\. Nothing of it is used; there are "):
+        load_params(find_checkpoint(tmp_path), one_device())
+    assert saved_steps(tmp_path) == [1, 2]
+
+
+def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
+    save_params(tmp_path, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state_at(0).params))
+    with pytest.raises(DataError, match="transformer/token_embedding is bfloat16, and weights are float32"):
+        load_params(find_checkpoint(tmp_path), one_device())
+
+
+@pytest.fixture
+def damaged_run(pretrained: Run, tmp_path: Path) -> Path:
+    run = shutil.copytree(pretrained.path, tmp_path / "damaged")
+    flip(largest_file(run, 24), 800)
+    return run
+
+
+def test_every_command_that_reads_weights_refuses_damaged_ones(
+    damaged_run: Path, tmp_path: Path, evaluate: Callable[..., Command], gpt: Callable[..., Command]
+) -> None:
+    data = tmp_path / "cola.jsonl"
+    data.write_text('{"text": "the cat sleeps", "label": 1}\n{"text": "cat the sleeps", "label": 0}\n')
+    commands = {
+        "eval": evaluate(f"--run={damaged_run}"),
+        "convert": gpt("convert", "--from", "run", "--to", "huggingface", damaged_run, tmp_path / "converted"),
+        "zeroshot": gpt("zeroshot", "--model", damaged_run, "--task", "cola", "--data", data),
+        "zeroshot --checkpoints": gpt(
+            "zeroshot", "--model", damaged_run, "--checkpoints", "--task", "cola", "--data", data, "--output",
+            tmp_path / "x.png",
+        ),
+    }  # fmt: skip
+    for name, command in commands.items():
+        assert command.code == 2, name
+        assert "24' is damaged: params/" in command.err, name
+    assert not (tmp_path / "converted").exists()
+
+
+def test_fine_tuning_refuses_damaged_weights_before_its_directory_is_made(
+    damaged_run: Path, finetuned: Run, tmp_path: Path
+) -> None:
+    config = load_config(finetuned.path)
+    config = dataclasses.replace(config, init_from=str(damaged_run), output_dir=str(tmp_path / "run"))
+    with pytest.raises(DataError, match=r"24' is damaged: params/"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_verify_tells_which_checkpoints_are_whole(damaged_run: Path, gpt: Callable[..., Command]) -> None:
+    command = gpt("verify", damaged_run, "--json")
+    assert command.code == 2
+    rows = {row["step"]: row["damage"] for row in command.rows}
+    assert rows[20] is None
+    assert "sha256 differs" in rows[24]
+    assert "error: 1 of 2 checkpoints is damaged" in command.err
+
+
+def test_verify_signs_a_checkpoint_without_manifest_and_no_other(
+    damaged_run: Path, gpt: Callable[..., Command]
+) -> None:
+    (damaged_run / "checkpoints/20/manifest.json").unlink()
+    assert "20: damaged: it has no manifest.json" in gpt("verify", damaged_run).out
+    assert gpt("verify", damaged_run, "--sign").code == 2
+    out = gpt("verify", damaged_run).out
+    assert "20: whole" in out
+    assert "24: damaged: " in out
+
+
+# Which are kept
+
+
+def test_the_newest_every_nth_and_the_best_are_kept(tmp_path: Path) -> None:
+    scores = {1: 0.1, 2: 0.2, 3: 0.9, 4: float("nan"), 5: 0.3, 7: 0.9, 8: 0.4, 9: 0.5}
+    save(tmp_path, *range(1, 8), scores=scores, keep_every_steps=5, keep_best=True)
+    assert saved_steps(tmp_path) == [5, 6, 7]
+    save(tmp_path, 8, 9, 10, scores=scores, keep_every_steps=5, keep_best=True)
+    assert (saved_steps(tmp_path), best_step(tmp_path)) == ([5, 7, 9, 10], 7)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CheckpointConfig(keep=1), "keep = 1: must be at least 2"),
+        (lambda: CheckpointConfig(save_every_steps=10, keep_every_steps=15), "keep_every_steps = 15: must be a mul"),
+        (
+            lambda: RunConfig(
+                output_dir="x", evaluate_every_steps=7, max_steps=0, tokenizer=TokenizerConfig(path="x"),
+                checkpoint=CheckpointConfig(save_every_steps=10, keep_best=True),
+            ),
+            r"needs a score of each checkpoint: make CheckpointConfig.save_every_steps = 10 a multiple of .* = 7",
+        ),
+    ],
+)  # fmt: skip
+def test_rules_that_keep_nothing_are_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+# Written in the background
+
+
+def test_a_state_that_was_not_published_is_no_checkpoint(tmp_path: Path) -> None:
+    def fail() -> None:
+        with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+            checkpoints.begin_save(state_at(1))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert newest(tmp_path)[0] is None
+    assert list((tmp_path / "checkpoints").iterdir()) == []  # the next start has swept
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[bool], None]]:
+    """Lets no file grow beyond 10 kB, until it is told that there is room again."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def set_full(is_full: bool) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]) if is_full else before)
+
+    yield set_full
+    set_full(False)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_save_that_failed_is_said_and_tried_again_with_the_next_state_and_loses_no_older_one(
+    tmp_path: Path,
+    full_disk: Callable[[bool], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", 0.0)
+    with Checkpoints(tmp_path, CheckpointConfig(save_every_steps=100)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.begin_save(state_at(step))
+            checkpoints.publish()
+        checkpoints.finish(state_at(2))
+        assert not checkpoints.is_due(3)
+        full_disk(True)
+        checkpoints.begin_save(state_at(3))
+        checkpoints.publish()
+        deadline = time.monotonic() + 60
+        while not checkpoints.is_due(4) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert saved_steps(tmp_path) == [1, 2]
+        full_disk(False)
+        checkpoints.begin_save(state_at(4))
+        checkpoints.publish()
+        checkpoints.finish(state_at(4))
+        assert not checkpoints.is_due(5)
+    err = capsys.readouterr().err
+    assert "warning: the checkpoint of step 3 could not be written to " in err
+    assert "File too large" in err
+    assert newest(tmp_path)[0] == 4
+
+
+def test_the_last_save_is_tried_again_with_the_state_at_hand_and_is_an_error_in_the_end(
+    tmp_path: Path, full_disk: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = []
+    monkeypatch.setattr(checkpoint.time, "sleep", pauses.append)
+
+    def save_on_full_disk() -> None:
+        with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+            full_disk(True)
+            checkpoints.begin_save(state_at(3))
+            checkpoints.publish()
+            checkpoints.finish(state_at(3))
+
+    save(tmp_path, 1, 2)
+    with pytest.raises(DataError, match=r"a checkpoint could not be written .* are whole; make room"):
+        save_on_full_disk()
+    assert pauses == [1.0, 5.0]
+    full_disk(False)
+    assert saved_steps(tmp_path) == [1, 2]
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda _: full_disk(False))
+    full_disk(True)
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.begin_save(state_at(3))
+        checkpoints.publish()
+        checkpoints.finish(state_at(3), {"score": 1.0})
+    assert newest(tmp_path)[0] == 3
+
+
+def test_a_manifest_names_every_file_with_its_sha256(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    directory = tmp_path / "checkpoints/1"
+    manifest = json.loads((directory / "manifest.json").read_text())
+    files = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    assert manifest["files"].keys() | {"manifest.json"} == files
+    assert manifest["step"] == 1
