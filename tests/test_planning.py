@@ -24,8 +24,8 @@ from gpt.planning import libtpu
 from gpt.planning.collectives import Collective, compiled_collectives, sent_bytes
 from gpt.planning.estimate import estimate_step
 from gpt.planning.hlo import parse
-from gpt.planning.plan import BOOKS_TOKENS, find_workload, make_plan
-from gpt.planning.roofline import roofline
+from gpt.planning.plan import BOOKS_TOKENS, Plan, find_workload, make_plan
+from gpt.planning.roofline import Roofline, roofline
 from gpt.planning.search import search
 from gpt.planning.step import batch_shapes, sharded_bytes
 from gpt.planning.topology import FAMILIES, devices, find_topology
@@ -242,8 +242,13 @@ def test_the_bound_is_the_busiest_part() -> None:
     topology = find_topology("v5e:2x2")
     traffic = [Collective("all-reduce", "ici", 1, 200e9 * 0.3)]
     bound = roofline(topology, "bfloat16", flops=197e12 * 0.1, hbm_traffic=819e9 * 0.2, collectives=traffic)
-    assert vars(bound) == pytest.approx({"compute": 0.1, "hbm": 0.2, "ici": 0.3, "dcn": 0.0})
+    assert bound.seconds == pytest.approx({"compute": 0.1, "hbm": 0.2, "ici": 0.3, "dcn": 0.0})
     assert (bound.bound, bound.limited_by, bound.mfu) == (pytest.approx(0.3), "ici", pytest.approx(1 / 3))
+
+
+def test_repeated_operations_take_time_and_count_for_no_mfu() -> None:
+    bound = roofline(find_topology("v5e:2x2"), "bfloat16", 197e12 * 0.3, 0.0, [], repeated_flops=197e12 * 0.1)
+    assert (bound.bound, bound.mfu) == pytest.approx((0.4, 0.75))
 
 
 def test_what_is_sent_over_a_network_of_unknown_speed_bounds_nothing() -> None:
@@ -293,6 +298,35 @@ def test_following_the_advice_makes_a_run_fit() -> None:
         dataclasses.replace(config, batch_size=size),
     ):
         assert make_plan(changed, find_topology("a100:4")).fits
+
+
+@pytest.mark.parametrize("architecture", ["transformer", "lstm"])
+def test_what_backward_computes_again_trades_memory_for_operations(architecture: str) -> None:
+    def plan(remat: str) -> tuple[Plan, Roofline]:
+        model = dataclasses.replace(MODEL, num_layers=1 if architecture == "lstm" else 3, architecture=architecture)
+        config = dataclasses.replace(CONFIG, model=dataclasses.replace(model, remat=remat), batch_size=512)
+        plan = make_plan(config, find_topology("h100:4"))
+        assert plan.roofline is not None
+        return plan, plan.roofline
+
+    plans, bounds = zip(*(plan(remat) for remat in ("none", "dots", "full")), strict=True)
+    none, dots, full = (plan.memory.peak for plan in plans)
+    assert none > dots > full
+    none, dots, full = (bound.compute for bound in bounds)
+    # At most the forward pass, a third of the operations, is done twice.
+    assert none <= dots < full < none * 4 / 3
+    assert len({plan.flops for plan in plans}) == 1
+
+
+def test_the_least_remat_that_makes_a_run_fit_is_among_the_advice() -> None:
+    model = dataclasses.replace(ModelConfig(), compute_dtype="bfloat16")
+    config = dataclasses.replace(CONFIG, model=model, batch_size=160)
+    plan = make_plan(config, find_topology("v5e:2x2"), estimate=True)
+    (advice,) = [text for text in plan.advice if "remat" in text]
+    remat = advice.split("'")[1]
+    changed = dataclasses.replace(config, model=dataclasses.replace(model, remat=remat))
+    assert not plan.fits
+    assert make_plan(changed, find_topology("v5e:2x2"), estimate=True).fits
 
 
 def test_the_best_mesh_is_first_and_all_of_them_divide_the_model() -> None:

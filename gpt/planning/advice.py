@@ -1,9 +1,11 @@
 """What to change when a step needs more memory than a chip has."""
 
+import dataclasses
+
 from jax.sharding import Mesh
 
 from gpt.config import RunConfig
-from gpt.planning.estimate import num_parts
+from gpt.planning.estimate import estimate_step, num_parts
 from gpt.planning.step import Memory
 from gpt.sharding import MESH_AXES_OF
 
@@ -25,6 +27,8 @@ def advise(config: RunConfig, mesh: Mesh, memory: Memory, limit: float) -> list[
     if smaller:
         size = smaller[-1] * num_parts(mesh, "batch") * config.accumulation_steps
         advice.append(f"RunConfig.batch_size = {size}")
+    if remat := _remat_that_fits(config, mesh, memory, limit):
+        advice.append(f"ModelConfig.remat = {remat!r}: computes activations again in the backward pass")
     splits = [("heads", "state and activations")]
     if memory.arguments > limit / 4:
         splits.insert(0, ("embed", "state"))
@@ -33,3 +37,15 @@ def advise(config: RunConfig, mesh: Mesh, memory: Memory, limit: float) -> list[
         if mesh.shape[axis] < mesh.size:
             advice.append(f"MeshConfig.{axis} more than {mesh.shape[axis]}: splits the {what} over more chips")
     return advice or ["chips with more memory: a single sequence is too much"]
+
+
+def _remat_that_fits(config: RunConfig, mesh: Mesh, memory: Memory, limit: float) -> str | None:
+    """The least that has to be computed again to fit, if the compiler saves as much as the estimate says."""
+    policies = ("none", "dots", "full")
+    now = estimate_step(config, mesh, 1).memory.temporaries
+    for remat in policies[policies.index(config.model.remat) + 1 :]:
+        other = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
+        share = estimate_step(other, mesh, 1).memory.temporaries / now
+        if memory.arguments + memory.temporaries * share <= limit:
+            return remat
+    return None

@@ -1,7 +1,7 @@
 """Memory and traffic of a step from shapes alone, for hardware that cannot be compiled for, and to rank meshes.
 
-The constants are counts of what XLA keeps of GPT-1's step in bfloat16, compiled for TPU v5e without
-rematerialisation; the arrays are those of Korthikanti et al. 2022, section 4, and float32 copies beside them.
+The constants are counts of what XLA keeps of GPT-1's step in bfloat16, compiled for TPU v5e;
+the arrays are those of Korthikanti et al. 2022, section 4, and float32 copies beside them.
 """
 
 import dataclasses
@@ -27,6 +27,8 @@ _STATE_PASSES = 8
 """Parameters and two moments are read and written, gradients written and read: so many float32 a parameter."""
 _ACTIVATION_PASSES = 8
 """How often what the backward pass needs is written or read on the way: 41 GB for 5.4 GB in GPT-1."""
+_RECOMPUTED_PASSES = 3
+"""How much more often where the backward pass computes it again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +76,18 @@ def estimate_step(config: RunConfig, mesh: Mesh, num_slices: int) -> Estimate:
     )
     width = jnp.dtype(model.compute_dtype).itemsize
     own_params = params / shares.fsdp / shares.heads
-    activations = model.num_layers * _layer_bytes(model, shares, width)
+    activations = kept = model.num_layers * _layer_bytes(model, shares, width)
+    if model.remat != "none":
+        # The block, or the step of an LSTM, that is computed again has all its arrays, the others what they keep.
+        pieces = model.context_length if model.architecture == "lstm" else model.num_layers
+        kept = model.num_layers * _kept_bytes(model, shares, width) + activations / pieces
     logits = shares.tokens * model.num_embeddings / shares.heads * 2 * _FLOAT32
     weights = params / shares.heads * width
-    temporaries = own_params * _FLOAT32 + activations + logits
+    temporaries = own_params * _FLOAT32 + kept + logits
+    passes = _ACTIVATION_PASSES + (model.remat != "none") * _RECOMPUTED_PASSES
     traffic = (
         own_params * _STATE_PASSES * _FLOAT32
-        + config.accumulation_steps * (3 * weights + _ACTIVATION_PASSES * activations + 2 * logits)
+        + config.accumulation_steps * (3 * weights + passes * activations + 2 * logits)
     )  # fmt: skip
     return Estimate(
         Memory(arguments, temporaries, arguments + temporaries),
@@ -98,6 +105,27 @@ def _layer_bytes(model: ModelConfig, shares: _Shares, width: int) -> float:
     # Scores in float32, which of them dropout keeps, and what it leaves.
     scores = shares.tokens * model.context_length * model.num_heads * (_FLOAT32 + 1 + width)
     return (stream + split + scores) / shares.heads
+
+
+def _kept_bytes(model: ModelConfig, shares: _Shares, width: int) -> float:
+    """What one layer keeps for a backward pass that computes the rest again: its input, with `dots` products too."""
+    if model.architecture == "lstm":
+        kept = 6 * model.lstm_dim if model.remat == "dots" else 2 * model.lstm_dim
+        return shares.tokens / model.num_layers * (kept + model.embed_dim) * width
+    products = 5 * model.embed_dim + model.mlp_dim if model.remat == "dots" else 0
+    return shares.tokens * (model.embed_dim + products) * width / shares.heads
+
+
+def recomputed_flops_per_token(model: ModelConfig) -> float:
+    """Operations for a token that the backward pass does a second time, beside those of `training_flops_per_token`."""
+    if model.remat == "none":
+        return 0.0
+    if model.architecture == "lstm":
+        weights = 4 * model.lstm_dim * (model.embed_dim + model.lstm_dim)
+        return 2.0 * weights if model.remat == "full" else 0.0
+    attention = 4.0 * model.num_layers * model.embed_dim * model.context_length
+    weights = model.num_layers * (4 * model.embed_dim**2 + 2 * model.embed_dim * model.mlp_dim)
+    return attention + (2.0 * weights if model.remat == "full" else 0.0)
 
 
 def _collectives(config: RunConfig, shares: _Shares, width: int, num_slices: int) -> Iterator[Collective]:

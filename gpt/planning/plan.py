@@ -9,7 +9,7 @@ from gpt.data.store import TokenStore
 from gpt.errors import ConfigError, DataError
 from gpt.planning.advice import advise
 from gpt.planning.collectives import Collective, compiled_collectives
-from gpt.planning.estimate import estimate_step
+from gpt.planning.estimate import estimate_step, recomputed_flops_per_token
 from gpt.planning.hlo import parse
 from gpt.planning.roofline import Roofline, roofline
 from gpt.planning.step import Memory, compile_step, num_sequences
@@ -86,7 +86,7 @@ class Plan:
             "hbm_traffic": None if bound is None else self.hbm_traffic,
             "collectives": [dataclasses.asdict(one) for one in self.collectives],
             "flops": self.flops,
-            "seconds": None if bound is None else dataclasses.asdict(bound),
+            "seconds": None if bound is None else bound.seconds,
             "step_seconds_bound": None if bound is None else bound.bound,
             "limited_by": None if bound is None else bound.limited_by,
             "mfu_bound": None if bound is None else bound.mfu,
@@ -113,7 +113,8 @@ def make_plan(config: RunConfig, topology: Topology, *, estimate: bool = False) 
     workload = find_workload(config)
     with_softmax = config.is_pretraining or config.task.lm_coef > 0
     flops_per_token = training_flops_per_token(config.model, config.model.context_length, with_softmax=with_softmax)
-    flops = flops_per_token * workload.tokens_per_step / topology.num_chips
+    tokens = workload.tokens_per_step / topology.num_chips
+    flops, repeated = flops_per_token * tokens, recomputed_flops_per_token(config.model) * tokens
 
     seconds, start = None, time.perf_counter()
     guess = estimate_step(config, mesh, topology.num_slices)
@@ -125,7 +126,9 @@ def make_plan(config: RunConfig, topology: Topology, *, estimate: bool = False) 
         if compiled.text is not None:
             program = parse(compiled.text)
             traffic, collectives = hbm_traffic(program), compiled_collectives(program, topology.num_slices)
-    bound = roofline(topology, config.model.compute_dtype, flops, traffic, collectives) if is_known else None
+    bound = None
+    if is_known:
+        bound = roofline(topology, config.model.compute_dtype, flops, traffic, collectives, repeated)
     return Plan(
         topology=topology,
         axes={axis: size for axis, size in mesh.shape.items() if size > 1} or {next(iter(mesh.shape)): 1},
