@@ -16,7 +16,7 @@ quickstart: $(VENV)/runs.stamp
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/gpt quickstart
 
 test: $(VENV)/tests.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: $(VENV)/tests.stamp
 	$(BIN)/ruff check .

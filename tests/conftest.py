@@ -11,7 +11,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("gpt", "beartype.beartype")  # before the first import of gpt
-jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "gpt-jax"))
+# Each worker of pytest-xdist has a cache of its own: JAX warns of an entry that another one has half written.
+cache = Path.home() / ".cache" / "gpt-jax" / os.environ.get("PYTEST_XDIST_WORKER", "")
+jax.config.update("jax_compilation_cache_dir", str(cache))
 # A device that waits for the others in a collective holds a thread of the pool that they compute
 # with. A pool of as many threads as devices runs dry, and XLA aborts the process after a while:
 # in half of the runs on two cores. Child processes see one device and the usual pool.

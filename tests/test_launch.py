@@ -17,6 +17,7 @@ import os, pathlib, signal, sys, time
 flags = dict(flag.removeprefix("--").split("=") for flag in sys.argv[2:])
 number = int(flags["process_id"])
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without
 print(sys.argv[1], sorted(flags), os.environ["JAX_NUM_CPU_DEVICES"], os.environ["JAX_LOCAL_DEVICE_IDS"], flush=True)
 pathlib.Path(f"pid{number}").write_text(str(os.getpid()))
 mode = sys.argv[1]
