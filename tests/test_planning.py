@@ -535,3 +535,16 @@ def test_the_estimates_of_the_page_on_scaling_are_what_the_command_says(
     seconds = (plan.roofline.compute, plan.roofline.hbm, plan.roofline.bound)
     assert [compute, hbm, step] == [f"{value * 1e3:.3g}" for value in seconds]
     assert (mfu, days) == (f"{plan.roofline.mfu:.1%}", f"{plan.days:.3g}")
+
+
+def test_the_estimate_with_remat_on_the_page_is_what_the_command_says() -> None:
+    found = re.search(r"in one part, (\S+) GiB and (\S+) GB sent a step, a\n.*\((\S+) ms\)", PAGE)
+    assert found
+    files = [PRETRAIN, ROOT / "configs" / "model" / "gpt_13b.gin"]
+    unset = {"RunConfig.output_dir": "", "TokenizerConfig.path": "", "DataConfig.token_store": ""}
+    model = gin_io.load(files, ["ModelConfig.compute_dtype=bfloat16", "ModelConfig.remat=dots"], if_unset=unset).model
+    config = dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, fsdp=-1), batch_size=1024, model=model)
+    plan = make_plan(config, find_topology("v5p:4x8x8"), estimate=True)
+    assert plan.roofline is not None
+    sent = sum(one.sent_bytes for one in plan.collectives) / 1e9
+    assert found.groups() == (f"{plan.memory.peak / 2**30:.1f}", f"{sent:.1f}", f"{plan.roofline.bound * 1e3:.3g}")

@@ -27,8 +27,8 @@ _STATE_PASSES = 8
 """Parameters and two moments are read and written, gradients written and read: so many float32 a parameter."""
 _ACTIVATION_PASSES = 8
 """How often what the backward pass needs is written or read on the way: 41 GB for 5.4 GB in GPT-1."""
-_RECOMPUTED_PASSES = 3
-"""How much more often where the backward pass computes it again."""
+_REMAT_PASSES = 3
+"""The same where the backward pass computes it again: most of it is then used where it is computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def estimate_step(config: RunConfig, mesh: Mesh, num_slices: int) -> Estimate:
     logits = shares.tokens * model.num_embeddings / shares.heads * 2 * _FLOAT32
     weights = params / shares.heads * width
     temporaries = own_params * _FLOAT32 + kept + logits
-    passes = _ACTIVATION_PASSES + (model.remat != "none") * _RECOMPUTED_PASSES
+    passes = _ACTIVATION_PASSES if model.remat == "none" else _REMAT_PASSES
     traffic = (
         own_params * _STATE_PASSES * _FLOAT32
         + config.accumulation_steps * (3 * weights + passes * activations + 2 * logits)
