@@ -80,3 +80,21 @@ def gpt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Command(code, captured.out, captured.err)
 
     return gpt
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gpt prepare` cuts text into parts of 500 characters."""
+    from gpt.data import parts
+
+    monkeypatch.setattr(parts, "_PART_LENGTH", 500)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gpt prepare` encodes here instead of in new processes, to test the rest in milliseconds."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from gpt.data import parts
+
+    monkeypatch.setattr(parts, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))

@@ -246,7 +246,17 @@ def test_the_console_script_and_the_module_list_every_command() -> None:
 
 
 FLAGS = {
-    "prepare": {"--input", "--tokenizer", "--output", "--validation", "--text_field", "--workers", "--json"},
+    "prepare": {
+        "--input",
+        "--tokenizer",
+        "--output",
+        "--validation",
+        "--text_field",
+        "--workers",
+        "--shard",
+        "--join",
+        "--json",
+    },
     "tokenizer": {"train", "encode", "decode"},
     "convert": {
         "--from",

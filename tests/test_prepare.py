@@ -17,9 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt.cli import prepare as command
+from gpt.data import parts as parts_module
 from gpt.data import prepare as prepare_module
-from gpt.data.prepare import Preparation, _cut, _encode_part, _Part, prepare
-from gpt.data.sources import read_documents, split_documents
+from gpt.data.parts import Part, _encode_part, cut
+from gpt.data.place import Place
+from gpt.data.prepare import Preparation, prepare
+from gpt.data.sources import Document, read_documents, split_documents
 from gpt.data.store import TokenStore
 from gpt.errors import ConfigError, DataError
 from gpt.text.pieces import Piece
@@ -59,19 +62,6 @@ def tokenizer() -> Tokenizer:
 def corpus(tmp_path: Path) -> list[str]:
     """Thirty files of different text."""
     return [write(tmp_path / f"{seed:02d}.txt", sentence(seed)) for seed in range(30)]
-
-
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "_PART_LENGTH", 500)
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encode here instead of in new processes, to test the rest in milliseconds."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    monkeypatch.setattr(prepare_module, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -195,29 +185,37 @@ def test_a_parquet_file_without_the_field_or_with_nulls_is_refused(tmp_path: Pat
 # Splits
 
 
-@pytest.mark.parametrize(("fraction", "share"), [(0.0, 0), (0.3, 600), (1e-9, 1)])
-def test_the_fraction_of_documents_is_held_out_but_at_least_one(tmp_path: Path, fraction: float, share: int) -> None:
+@pytest.mark.parametrize(("fraction", "share"), [(0.0, 0), (0.3, 600)])
+def test_the_fraction_of_documents_is_held_out(tmp_path: Path, fraction: float, share: int) -> None:
     item = write_rows(tmp_path / "a.jsonl", [{"text": str(number)} for number in range(2000)])
-    pairs = list(split_documents([item], (), fraction, "text"))
-    assert sorted(int(text) for _, text in pairs) == list(range(2000))
-    assert sum(split == "validation" for split, _ in pairs) == pytest.approx(share, rel=0.1)
+    documents = list(split_documents([item], (), fraction, "text"))
+    assert [int(document.text) for document in documents] == list(range(2000))
+    assert sum(document.split == "validation" for document in documents) == pytest.approx(share, rel=0.1)
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("fraction", [0.3, 1e-9])
-def test_which_documents_are_held_out_does_not_depend_on_their_order(tmp_path: Path, fraction: float) -> None:
-    rows = [{"text": str(number)} for number in range(50)]
-    items = [write_rows(tmp_path / "a.jsonl", rows), write_rows(tmp_path / "b.jsonl", rows[::-1])]
-    held_out = [
-        {text for split, text in split_documents([item], (), fraction, "text") if split == "validation"}
-        for item in items
-    ]
-    assert held_out[0] == held_out[1] != set()
+def test_which_documents_are_held_out_does_not_depend_on_their_order_and_the_others_keep_theirs(
+    tokenizer: Tokenizer, tmp_path: Path, fraction: float
+) -> None:
+    texts = [sentence(seed) for seed in range(40)]
+    held_out = []
+    for name, order in (("a", texts), ("b", texts[::-1])):
+        item = write_rows(tmp_path / f"{name}.jsonl", [{"text": text} for text in order])
+        prepare([item], tokenizer, tmp_path / name, validation_fraction=fraction)
+        store = TokenStore.open(tmp_path / name)
+        held_out.append(set(documents_of(store, "validation", tokenizer)))
+        assert documents_of(store, "train", tokenizer) == [text for text in order if text not in held_out[-1]]
+    assert held_out[0] == held_out[1]
+    assert len(held_out[0]) == 1 if fraction == 1e-9 else len(held_out[0]) > 4
 
 
-def test_a_single_document_cannot_be_split_and_the_way_out_is_said(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_a_single_document_cannot_be_split_and_the_way_out_is_said(tokenizer: Tokenizer, tmp_path: Path) -> None:
     item = write(tmp_path / "a.txt", "one")
     with pytest.raises(DataError, match=r"nothing is left to train on of 1 document.*--validation, or set .* 0"):
-        list(split_documents([item], (), 0.01, "text"))
+        prepare([item], tokenizer, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 # Parts
@@ -225,8 +223,14 @@ def test_a_single_document_cannot_be_split_and_the_way_out_is_said(tmp_path: Pat
 
 @pytest.mark.usefixtures("small_parts")
 def test_parts_hold_all_text_in_order_and_mark_a_document_that_goes_on(tokenizer: Tokenizer) -> None:
-    documents = [("train", "a" * 300), ("validation", "v"), ("train", "b " * 600), ("train", "c"), ("train", "d" * 900)]
-    parts = list(_cut(documents, tokenizer))
+    documents = [
+        Document("train", "a" * 300),
+        Document("validation", "v"),
+        Document("train", "b " * 600),
+        Document("train", "c"),
+        Document("train", "d" * 900),
+    ]
+    parts = list(cut(documents, tokenizer))
     assert [(part.split, sum(len(piece.text) for piece in part.pieces), part.continued) for part in parts] == [
         ("train", 801, True),
         ("train", 500, True),
@@ -234,7 +238,7 @@ def test_parts_hold_all_text_in_order_and_mark_a_document_that_goes_on(tokenizer
         ("validation", 1, False),
     ]
     assert "".join(piece.text for part in parts[:-1] for piece in part.pieces) == "".join(
-        t for s, t in documents if s == "train"
+        document.text for document in documents if document.split == "train"
     )
     assert sum(part.documents for part in parts) == len(documents)
 
@@ -242,7 +246,7 @@ def test_parts_hold_all_text_in_order_and_mark_a_document_that_goes_on(tokenizer
 def test_the_separator_follows_each_document_but_not_a_piece_of_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for continued in (False, True):
         path = tmp_path / str(continued)
-        _encode_part(tokenizer.to_json(), _Part("train", (Piece("the cat"), Piece("sat")), continued), path)
+        _encode_part(tokenizer.to_json(), Part("train", (Piece("the cat"), Piece("sat")), continued), Place(path))
         expected = [*tokenizer.encode("the cat"), tokenizer.newline_id, *tokenizer.encode("sat")]
         expected += [] if continued else [tokenizer.newline_id]
         assert np.fromfile(path, "<u2").tolist() == expected
@@ -275,7 +279,7 @@ class TestInOneProcess:
         self, tokenizer: Tokenizer, corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         prepare(corpus, tokenizer, tmp_path / "large")
-        monkeypatch.setattr(prepare_module, "_PART_LENGTH", 50)  # cuts documents, too
+        monkeypatch.setattr(parts_module, "_PART_LENGTH", 50)  # cuts documents, too
         prepare(corpus, tokenizer, tmp_path / "small")
         assert contents(tmp_path / "large") == contents(tmp_path / "small")
 
@@ -392,7 +396,7 @@ class TestInOneProcess:
         def assemble(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(prepare_module, "_assemble", assemble)
+        monkeypatch.setattr(prepare_module, "assemble", assemble)
         with pytest.raises(DataError, match=r"--output .*store: cannot be written: No space left on device"):
             prepare(corpus, tokenizer, tmp_path / "store")
         assert list((tmp_path / "store.partial").iterdir())
@@ -442,24 +446,25 @@ SCRIPT = """
 import signal, sys, time
 from argparse import ArgumentParser
 from gpt.cli import prepare as command
-from gpt.data import prepare as prepare_module
+from gpt.data import parts
 from gpt.errors import Preempted
 
-prepare_module._PART_LENGTH = 500
-finish = prepare_module._finish
+parts._PART_LENGTH = 500
+finish = parts._finish
 count = 0
 
 def stall_after_five(job, advance):
     global count
-    finish(job, advance)
+    encoded = finish(job, advance)
     count += 1
     if count == 5:
         print("five", flush=True)
         time.sleep(60)
+    return encoded
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    prepare_module._finish = stall_after_five
+    parts._finish = stall_after_five
     parser = ArgumentParser()
     command.add_arguments(parser)
     try:

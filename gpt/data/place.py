@@ -1,6 +1,7 @@
 """Files and directories here and behind URLs such as gs://bucket/store and s3://bucket/store, through fsspec."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,16 @@ class Place:
         """The path on this machine; None behind a URL."""
         return Path(self._path) if isinstance(self._fs, LocalFileSystem) else None
 
+    @property
+    def real(self) -> str:
+        """The path without links, or the URL as its driver writes it: the same for the same file."""
+        return os.path.realpath(self._path) if self.local else str(self._fs.unstrip_protocol(self._path))
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.where.rpartition("/")[2]
+
     def size(self) -> int:
         """Bytes of the file; FileNotFoundError when there is nothing, IsADirectoryError when it is a directory."""
         with _os_errors():
@@ -51,10 +62,43 @@ class Place:
         with _os_errors():
             return self._fs.exists(self._path)
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file or directory in the directory, by its name; nothing when it is not there."""
+        try:
+            with _os_errors():
+                found = self._fs.ls(self._path, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {entry["name"].rstrip("/").rpartition("/")[2]: entry["size"] or 0 for entry in found}
+
+    def matches(self) -> list["Place"]:
+        """The files behind a URL with `*` in its path, by name."""
+        with _os_errors():
+            found = self._fs.glob(self._path)
+        return [Place(str(self._fs.unstrip_protocol(path))) for path in sorted(map(str, found))]
+
+    def make_directory(self) -> None:
+        """Makes the directory, and those above it, where there are directories at all: a bucket has none."""
+        if self.local is not None:
+            self.local.mkdir(parents=True, exist_ok=True)
+
+    def remove(self) -> None:
+        """Removes the directory with all that is in it."""
+        with _os_errors():
+            self._fs.rm(self._path, recursive=True)
+
     def read(self) -> bytes:
         """The content of the file."""
         with _os_errors():
             return bytes(self._fs.cat_file(self._path))  # pyright: ignore[reportArgumentType] - never text
+
+    def sha256(self) -> str:
+        """The digest of the file's content, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        with self.open() as file, _os_errors():
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes of each range, from its start to before its end; ranges that touch are fetched as one."""

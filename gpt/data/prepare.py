@@ -1,61 +1,44 @@
 """Documents to a token store, in parallel, continuing where an interrupted run stopped.
 
-Documents are cut into parts of a few megabytes. Each part is encoded by a worker process into a file of its own in
-OUTPUT.partial, whose name holds the digest of its text; a part whose file is there is not encoded again. The files
-are joined in order, and OUTPUT appears by a rename when it is complete.
+Text is encoded in parts, which are kept in OUTPUT.partial, and these are joined in order into OUTPUT. Several commands,
+each with a shard of the files, do the first together, and another one joins what they did.
 """
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
-import json
-import multiprocessing
 import os
-import shutil
-import signal
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
-from gpt.data.sources import TRAIN, VALIDATION, fingerprint, split_documents, text_bytes
-from gpt.data.store import INDEX_NAME, SplitIndex, StoreIndex, TokenStore, token_dtype
+from gpt.data.assemble import Recipe, assemble, find_store, partial_of
+from gpt.data.parts import EncodedPart, cut, encode_parts
+from gpt.data.place import Place
+from gpt.data.shards import Record, Shard, read_records
+from gpt.data.sources import expand, split_documents, text_bytes
+from gpt.data.store import StoreIndex, token_dtype
 from gpt.errors import ConfigError, DataError
-from gpt.files import replacing, sync
-from gpt.text.pieces import Piece
 from gpt.text.tokenizer import Tokenizer
 
-_PART_LENGTH = 1 << 22  # characters
 _LINE_SECONDS = 10.0  # between progress lines when standard error is not a terminal
 
 
 @dataclasses.dataclass(frozen=True)
-class Preparation:
-    """What `prepare` did."""
+class Count:
+    """How much text a split holds."""
 
-    splits: dict[str, SplitIndex]
-    already_prepared: bool
-    megabytes: float  # of text encoded by this call; parts found in OUTPUT.partial do not count
-    seconds: float
+    tokens: int
+    documents: int
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
-    split: str
-    pieces: tuple[Piece, ...]
-    continued: bool  # the last piece's text goes on in the next part of the split
+class Preparation:
+    """What `prepare` or `join` did. Splits of a shard are those of its own block."""
 
-    @property
-    def documents(self) -> int:
-        """Documents that end in the part."""
-        return len(self.pieces) - self.continued
+    splits: dict[str, Count]
+    already_prepared: bool
+    megabytes: float  # of text encoded by this call; parts found in OUTPUT.partial do not count
+    seconds: float
 
 
 def prepare(
@@ -67,199 +50,141 @@ def prepare(
     validation_fraction: float = 0.01,
     text_field: str = "text",
     workers: int = 1,
+    shard: Shard | None = None,
 ) -> Preparation:
-    """Write the token store `output`: all documents, each followed by the tokenizer's newline id.
+    """Write the token store `output`: all documents, in order, each followed by the tokenizer's newline id.
 
     Held out are the files `validation`, or without them the documents whose digest falls into `validation_fraction`
-    (at least one, none if it is 0). Raises DataError for input and output that cannot be used. Whatever ends the call
-    before its time, the same call continues.
+    (at least one, none if it is 0). With `shard`, only its block of the files is encoded, for `join`. Raises DataError
+    for input and output that cannot be used. Whatever ends the call before its time, the same call continues.
     """
     started = time.perf_counter()
-    _check_settings(inputs, validation, validation_fraction, workers)
     _ = tokenizer.newline_id  # a vocabulary without it is refused here, and not after the work
-    documents = split_documents(inputs, validation, validation_fraction, text_field)
-    recipe = _recipe(inputs, validation, validation_fraction, text_field, tokenizer)
-    output = Path(output)
-    if os.path.lexists(output):
-        return Preparation(_prepared_before(output, recipe).splits, True, 0.0, time.perf_counter() - started)
-    partial = output.with_name(output.name + ".partial")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        with _progress(text_bytes([*inputs, *validation])) as advance:
-            parts, encoded = _encode_parts(_cut(documents, tokenizer), partial, tokenizer, workers, advance)
-        index = _assemble(parts, partial, output, tokenizer, recipe)
-    except OSError as error:
-        raise DataError(f"--output {output}: cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.rmdir()  # when there is nothing in it to continue from
-    return Preparation(index.splits, False, encoded / 1e6, time.perf_counter() - started)
+    inputs, validation = expand(inputs), expand(validation)
+    _check_settings(inputs, validation, validation_fraction, workers, shard)
+    own_inputs, own_validation = (inputs, validation) if shard is None else map(shard.block, (inputs, validation))
+    fraction = 0.0 if validation else validation_fraction
+    documents = split_documents(own_inputs, own_validation, fraction, text_field)
+    recipe = Recipe.of(own_inputs, own_validation, fraction, text_field, tokenizer)
+    place = Place(output)
+    directory = partial_of(place) if shard is None else shard.directory(partial_of(place))
+    found = _find(place, recipe) if shard is None else _find_shard(place, directory, inputs, validation, recipe)
+    if found:
+        return Preparation(found, True, 0.0, time.perf_counter() - started)
+    with _writing(place, directory):
+        with _progress(text_bytes([*own_inputs, *own_validation])) as advance:
+            parts, encoded = encode_parts(cut(documents, tokenizer), directory, tokenizer, workers, advance)
+        if shard is None:
+            splits = _counts_of(assemble(parts, recipe, place))
+        else:
+            record = Record(inputs, validation, recipe, parts)
+            record.write(directory)
+            splits = _counts_of_shard(record)
+    return Preparation(splits, False, encoded / 1e6, time.perf_counter() - started)
 
 
-def _check_settings(inputs: Sequence[str], validation: Sequence[str], fraction: float, workers: int) -> None:
+def join(output: str | os.PathLike[str], count: int) -> Preparation:
+    """Join what `prepare` made of `count` shards into the token store `output`, equal to that of one call.
+
+    Raises DataError unless all shards are finished and of the same files, settings and tokenizer.
+    """
+    started = time.perf_counter()
+    if count < 1:
+        raise ConfigError(f"--join {count}: must be at least 1, the n of --shard i/n")
+    place = Place(output)
+    partial = partial_of(place)
+    if place.exists() and not partial.exists() and (index := find_store(place)):
+        return Preparation(_counts_of(index), True, 0.0, time.perf_counter() - started)
+    with _writing(place, partial):
+        records = read_records(partial, count)
+        recipe = dataclasses.replace(
+            records[0].recipe,
+            inputs=[item for record in records for item in record.recipe.inputs],
+            validation=[item for record in records for item in record.recipe.validation],
+        )
+        index = find_store(place, recipe)
+        if found := index is not None:  # and the parts of the shards were not removed
+            partial.remove()
+        else:
+            directories = [Shard(number, count).directory(partial).name for number in range(1, count + 1)]
+            parts = [
+                dataclasses.replace(part, file=f"{directory}/{part.file}")
+                for directory, record in zip(directories, records, strict=True)
+                for part in record.parts
+            ]
+            index = assemble(parts, recipe, place)
+    return Preparation(_counts_of(index), found, 0.0, time.perf_counter() - started)
+
+
+def _check_settings(
+    inputs: Sequence[str], validation: Sequence[str], fraction: float, workers: int, shard: Shard | None
+) -> None:
     if not inputs:
         raise ConfigError("--input: give at least one file")
     if not 0 <= fraction < 1:
         raise ConfigError(f"--validation_fraction {fraction}: must be at least 0 and below 1")
     if workers < 1:
         raise ConfigError(f"--workers {workers}: must be at least 1")
-    if both := {os.path.realpath(item) for item in inputs} & {os.path.realpath(item) for item in validation}:
+    if both := {Place(item).real for item in inputs} & {Place(item).real for item in validation}:
         raise ConfigError(f"{min(both)}: is in both --input and --validation; held-out text must not be trained on")
-
-
-def _recipe(
-    inputs: Sequence[str], validation: Sequence[str], fraction: float, text_field: str, tokenizer: Tokenizer
-) -> str:
-    """The digest of everything that the store depends on."""
-    content = {
-        "inputs": [fingerprint(item) for item in inputs],
-        "validation": [fingerprint(item) for item in validation] or fraction,
-        "text_field": text_field,
-        "tokenizer": tokenizer.sha256,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _prepared_before(output: Path, recipe: str) -> StoreIndex:
-    way_out = "choose another --output, or remove it first"
-    try:
-        index = TokenStore.open(output).index
-    except DataError as error:
-        raise DataError(f"--output {output}: exists already, and cannot be used ({error}); {way_out}") from None
-    if index.recipe_sha256 != recipe:
-        raise DataError(
-            f"--output {output}: exists already, prepared from other text, settings or tokenizer; {way_out}"
+    if shard is not None and shard.count > len(inputs):
+        raise ConfigError(
+            f"--shard {shard}: --input has only {len(inputs)} files, which are not divided: take at most "
+            f"{len(inputs)} shards, or cut the files"
         )
-    return index
 
 
-def _cut(documents: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> Iterator[_Part]:
-    pieces: dict[str, list[Piece]] = {TRAIN: [], VALIDATION: []}
-    lengths = {TRAIN: 0, VALIDATION: 0}
-    for split, document in documents:
-        remaining = len(document)
-        for piece in tokenizer.cut(document, _PART_LENGTH):
-            pieces[split].append(piece)
-            lengths[split] += len(piece.text)
-            remaining -= len(piece.text)
-            if lengths[split] >= _PART_LENGTH:
-                yield _Part(split, tuple(pieces[split]), continued=remaining > 0)
-                pieces[split], lengths[split] = [], 0
-    for split, rest in pieces.items():
-        if rest:
-            yield _Part(split, tuple(rest), continued=False)
+def _find(output: Place, recipe: Recipe) -> dict[str, Count]:
+    index = find_store(output, recipe)
+    return {} if index is None else _counts_of(index)
 
 
-def _encode_parts(
-    parts: Iterable[_Part], partial: Path, tokenizer: Tokenizer, workers: int, advance: Callable[[int], None]
-) -> tuple[list[tuple[str, int, Path]], int]:
-    """Split, documents and file of each part, in order, and how many bytes of text had to be encoded."""
-    finished: list[tuple[str, int, Path]] = []
-    encoded = 0
-    pending: deque[tuple[Future[None] | None, int]] = deque()
-    tokenizer_json = tokenizer.to_json()
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
-    try:
-        for number, part in enumerate(parts):
-            path, size = partial / _part_name(number, part, tokenizer), _part_bytes(part)
-            with _interrupts_kept_back():
-                future = None if path.exists() else pool.submit(_encode_part, tokenizer_json, part, path)
-            finished.append((part.split, part.documents, path))
-            encoded += size if future else 0
-            pending.append((future, size))
-            if len(pending) > 2 * workers:  # memory holds no more text than this
-                _finish(pending.popleft(), advance)
-        while pending:
-            _finish(pending.popleft(), advance)
-    except BrokenProcessPool:
+def _find_shard(
+    output: Place, directory: Place, inputs: list[str], validation: list[str], recipe: Recipe
+) -> dict[str, Count]:
+    if find_store(output):
         raise DataError(
-            f"--workers {workers}: a worker process died, perhaps for want of memory; try fewer, "
-            "the same command continues"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return finished, encoded
+            f"--output {output}: exists already, and a shard adds nothing to it; choose another --output, or remove it"
+        )
+    record = Record.read(directory)
+    if record is None:
+        return {}
+    if (record.inputs, record.validation, record.recipe) != (inputs, validation, recipe):
+        raise DataError(
+            f"{directory}: is finished already, of other text, settings or tokenizer; remove it, or choose another "
+            "--output"
+        )
+    return _counts_of_shard(record)
 
 
-def _finish(job: tuple[Future[None] | None, int], advance: Callable[[int], None]) -> None:
-    future, size = job
-    if future:
-        future.result()
-    advance(size)
+def _counts_of(index: StoreIndex) -> dict[str, Count]:
+    return {name: Count(split.tokens, split.documents) for name, split in index.splits.items()}
 
 
-def _part_name(number: int, part: _Part, tokenizer: Tokenizer) -> str:
-    digest = hashlib.sha256(f"{tokenizer.sha256} {part.continued}".encode())
-    for piece in part.pieces:
-        digest.update(hashlib.sha256(f"{piece.first} {piece.after_markup} {piece.text}".encode()).digest())
-    return f"{part.split}-{number:06d}-{digest.hexdigest()}.bin"
-
-
-def _part_bytes(part: _Part) -> int:
-    return sum(len(piece.text.encode()) for piece in part.pieces)
+def _counts_of_shard(record: Record) -> dict[str, Count]:
+    width = token_dtype(record.recipe.vocab_size).itemsize
+    splits: dict[str, list[EncodedPart]] = {}
+    for part in record.parts:
+        splits.setdefault(part.split, []).append(part)
+    return {
+        name: Count(sum(part.size for part in parts) // width, sum(part.documents for part in parts))
+        for name, parts in splits.items()
+    }
 
 
 @contextlib.contextmanager
-def _interrupts_kept_back() -> Iterator[None]:
-    """Processes started here never see Ctrl-C, which reaches the whole group, not even as they start up."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _writing(output: Place, directory: Place) -> Iterator[None]:
+    """Inside, the directory is there and what cannot be written is a DataError; an empty one is gone behind it."""
     try:
+        directory.make_directory()
         yield
+    except OSError as error:
+        raise DataError(f"--output {output}: cannot be written: {error.strerror or error}") from None
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)  # a killed parent closes no queue: without this the worker would wait for ever
-
-
-_load_tokenizer = functools.lru_cache(maxsize=1)(Tokenizer.from_json)
-
-
-def _encode_part(tokenizer_json: str, part: _Part, path: Path) -> None:
-    tokenizer = _load_tokenizer(tokenizer_json)
-    arrays = []
-    for position, ids in enumerate(tokenizer.encode_pieces(part.pieces)):
-        if not (part.continued and position == len(part.pieces) - 1):
-            ids.append(tokenizer.newline_id)
-        arrays.append(np.array(ids, dtype=token_dtype(tokenizer.vocab_size)))
-    with replacing(path, "wb") as file:
-        file.write(np.concatenate(arrays).tobytes())
-
-
-def _assemble(
-    parts: Sequence[tuple[str, int, Path]], partial: Path, output: Path, tokenizer: Tokenizer, recipe: str
-) -> StoreIndex:
-    """Join the parts into a token store that appears at `output` complete."""
-    staging = partial / "store"
-    staging.mkdir(exist_ok=True)
-    splits = {}
-    for split in sorted({split for split, _, _ in parts}):
-        digest, size = hashlib.sha256(), 0
-        with (staging / f"{split}.bin").open("wb") as file:
-            for path in (path for part_split, _, path in parts if part_split == split):
-                content = path.read_bytes()
-                digest.update(content)
-                size += file.write(content)
-            sync(file)
-        documents = sum(count for part_split, count, _ in parts if part_split == split)
-        tokens = size // token_dtype(tokenizer.vocab_size).itemsize
-        splits[split] = SplitIndex(f"{split}.bin", tokens, documents, digest.hexdigest())
-    index = StoreIndex(tokenizer.sha256, tokenizer.vocab_size, tokenizer.newline_id, recipe, splits)
-    with (staging / INDEX_NAME).open("w", encoding="utf-8") as file:
-        file.write(index.to_json())
-        sync(file)
-    staging.rename(output)
-    shutil.rmtree(partial)
-    return index
+        for place in (directory, partial_of(output)):
+            if place.local is not None:
+                with contextlib.suppress(OSError):
+                    place.local.rmdir()  # when there is nothing in it to continue from
 
 
 @contextlib.contextmanager

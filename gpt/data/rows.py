@@ -4,7 +4,7 @@ import codecs
 import csv
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,14 @@ def read_rows(
     try:
         with path.open("rb") as file:
             if (kind or path.suffix[1:]) == "jsonl":
-                yield from _read_jsonl(file, path)
+                yield from read_jsonl(file, path)
             else:
                 yield from _read_table(file, path, kind or path.suffix[1:], header, ragged)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def decode(content: bytes, path: Path, first_line: int) -> str:
+def decode(content: bytes, path: object, first_line: int) -> str:
     """The text of `content`, which starts on line `first_line` of `path`; DataError when it is not UTF-8 text."""
     zero = content.find(0)
     if zero >= 0:
@@ -60,12 +60,13 @@ def decode(content: bytes, path: Path, first_line: int) -> str:
         ) from None
 
 
-def _decoded_lines(lines: Iterator[bytes], path: Path) -> Iterator[str]:
+def _decoded_lines(lines: Iterable[bytes], path: object) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         yield decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, path, number)
 
 
-def _read_jsonl(lines: Iterator[bytes], path: Path) -> Iterator[Row]:
+def read_jsonl(lines: Iterable[bytes], path: object) -> Iterator[Row]:
+    """Line number and columns of each row of a .jsonl file that errors call `path`; raises as `read_rows` does."""
     for number, line in enumerate(_decoded_lines(lines, path), 1):
         if line.isspace():
             continue

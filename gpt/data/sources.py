@@ -1,20 +1,32 @@
-"""Documents from what `--input` names: text files, .jsonl, .parquet, and data sets of the hub."""
+"""Documents from what `--input` names: files of text, .jsonl or .parquet, here or behind URLs, and hub data sets."""
 
 import codecs
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
-from gpt.data.rows import decode, read_rows
+from gpt.data.place import Place
+from gpt.data.rows import decode, read_jsonl
 from gpt.errors import DataError
-from gpt.files import did_you_mean
+from gpt.files import did_you_mean, is_url
 
 TRAIN, VALIDATION = "train", "validation"
 
 _HUB_PREFIX = "hub:"
 _HUB_FORM = "hub:OWNER/NAME[/CONFIG]:SPLIT"
 _OTHER_FORMATS = (".csv", ".tsv", ".json")  # read as text, they would be one document full of commas and brackets
+
+
+class Document(NamedTuple):
+    """A text and the split that it belongs to.
+
+    `draw` tells that it is held out after all if nothing else is, in all the input, and no other has a lower one.
+    """
+
+    split: str
+    text: str
+    draw: float | None = None
 
 
 def read_documents(items: Sequence[str], text_field: str = "text") -> Iterator[str]:
@@ -28,43 +40,50 @@ def read_documents(items: Sequence[str], text_field: str = "text") -> Iterator[s
     return (document for item in items for document in _read_item(item, text_field))
 
 
+def expand(items: Sequence[str]) -> list[str]:
+    """The items, each URL with `*` in it replaced by the files that match, by name, as a shell does with paths."""
+    expanded = []
+    for item in items:
+        if not (is_url(item) and "*" in item):
+            expanded.append(item)
+            continue
+        try:
+            matches = [str(place) for place in Place(item).matches()]
+        except OSError as error:
+            raise _unreadable(item, error) from None
+        if not matches:
+            raise DataError(f"{item}: no file matches")
+        expanded += matches
+    return expanded
+
+
 def split_documents(
     inputs: Sequence[str], validation: Sequence[str], fraction: float, text_field: str
-) -> Iterator[tuple[str, str]]:
-    """Pairs of split and document.
+) -> Iterator[Document]:
+    """Every document, in order, with its split.
 
-    Held out are the documents of `validation`, or without it those whose digest falls into `fraction`, whatever their
-    order: at least one, none if `fraction` is 0. Raises DataError when nothing is left to train on.
+    Held out are the documents of `validation`, or without it those whose digest falls into `fraction`, so that it
+    depends on the document alone. Until there is one, each document whose draw is the lowest so far says so.
     """
     documents = read_documents(inputs, text_field)
+    held_out = read_documents(validation, text_field)
     if not validation:
         return _draw_validation(documents, fraction)
-    held_out = read_documents(validation, text_field)
-    return ((split, text) for split, texts in ((TRAIN, documents), (VALIDATION, held_out)) for text in texts)
+    return (Document(split, text) for split, texts in ((TRAIN, documents), (VALIDATION, held_out)) for text in texts)
 
 
-def _draw_validation(documents: Iterable[str], fraction: float) -> Iterator[tuple[str, str]]:
-    held: tuple[float, str] | None = None  # the lowest draw, held back until another document is in validation
-    counts = {TRAIN: 0, VALIDATION: 0}
-    for document in documents:
-        draw = int.from_bytes(hashlib.sha256(document.encode()).digest()[:6], "big") / (1 << 48)
-        split = VALIDATION if draw < fraction else TRAIN
-        if split == TRAIN and fraction > 0 and counts[VALIDATION] == 0 and (held is None or draw < held[0]):
-            previous, held = held, (draw, document)
-            if previous is None:
-                continue
-            document = previous[1]
-        counts[split] += 1
-        yield split, document
-    if held:
-        split = TRAIN if counts[VALIDATION] else VALIDATION
-        counts[split] += 1
-        yield split, held[1]
-    if counts[TRAIN] == 0:
-        raise DataError(
-            f"--validation_fraction {fraction}: nothing is left to train on of {counts[VALIDATION]} document(s); "
-            "give more documents, name held-out files with --validation, or set --validation_fraction 0"
-        )
+def _draw_validation(documents: Iterable[str], fraction: float) -> Iterator[Document]:
+    lowest = 1.0 if fraction > 0 else 0.0
+    for text in documents:
+        draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / (1 << 48)
+        if draw < fraction:
+            lowest = 0.0
+            yield Document(VALIDATION, text)
+        elif draw < lowest:
+            lowest = draw
+            yield Document(TRAIN, text, draw)
+        else:
+            yield Document(TRAIN, text)
 
 
 def _check_source(item: str) -> None:
@@ -72,20 +91,29 @@ def _check_source(item: str) -> None:
     if _is_hub(item):
         _parse_hub(item)
         return
-    path = Path(item)
+    place = Place(item)
     try:
-        size = path.stat().st_size
+        size = place.size()
     except FileNotFoundError:
-        siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"{item}: no such file{did_you_mean(path.name, siblings)}") from None
+        here = place.local
+        siblings = [sibling.name for sibling in here.parent.iterdir()] if here and here.parent.is_dir() else []
+        raise DataError(f"{item}: no such file{did_you_mean(place.name, siblings)}") from None
+    except IsADirectoryError:
+        raise DataError(f"{item}: is a directory; pass its files, for example {place}/*.txt") from None
     except OSError as error:
-        raise DataError(f"{item}: cannot be read: {error.strerror}") from None
-    if path.is_dir():
-        raise DataError(f"{item}: is a directory; pass its files, for example {path}/*.txt")
-    if path.suffix in _OTHER_FORMATS:
-        raise DataError(f"{item}: {path.suffix} is not read; convert it to .jsonl, one object a line")
+        raise _unreadable(item, error) from None
+    if _suffix(item) in _OTHER_FORMATS:
+        raise DataError(f"{item}: {_suffix(item)} is not read; convert it to .jsonl, one object a line")
     if size == 0:
         raise DataError(f"{item}: the file is empty")
+
+
+def _suffix(item: str) -> str:
+    return PurePosixPath(item).suffix
+
+
+def _unreadable(item: str, error: OSError) -> DataError:
+    return DataError(f"{item}: cannot be read: {error.strerror or error}")
 
 
 def _is_hub(item: str) -> bool:
@@ -98,62 +126,61 @@ def fingerprint(item: str) -> str:
     if _is_hub(item):
         return item
     try:
-        with Path(item).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return Place(item).sha256()
     except OSError as error:
-        raise DataError(f"{item}: cannot be read: {error.strerror}") from None
+        raise _unreadable(item, error) from None
 
 
 def text_bytes(items: Sequence[str]) -> int | None:
     """The size of all text of the items; None when some are no text files and it is not known before reading."""
-    if any(_is_hub(item) or Path(item).suffix in _READERS for item in items):
+    if any(_is_hub(item) or _suffix(item) in _READERS for item in items):
         return None
-    return sum(Path(item).stat().st_size for item in items)
+    return sum(Place(item).size() for item in items)
 
 
 def _read_item(item: str, text_field: str) -> Iterator[str]:
-    if _is_hub(item):
-        documents = _read_hub(item, text_field)
-    else:
-        reader = _READERS.get(Path(item).suffix, _read_text)
-        documents = reader(Path(item), text_field)
     found = False
     try:
-        for document in documents:
+        for document in _read_hub(item, text_field) if _is_hub(item) else _read_file(item, text_field):
             if document.strip():
                 found = True
                 yield document
     except OSError as error:
-        raise DataError(f"{item}: cannot be read: {error.strerror or error}") from None
+        raise _unreadable(item, error) from None
     if not found:
         raise DataError(f"{item}: holds no text")
 
 
-def _read_text(path: Path, _: str) -> Iterator[str]:
-    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    yield decode(content, path, first_line=1).replace("\r\n", "\n")
+def _read_file(item: str, text_field: str) -> Iterator[str]:
+    with Place(item).open() as file:
+        yield from _READERS.get(_suffix(item), _read_text)(file, item, text_field)
 
 
-def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
-    for line, row in read_rows(path):
-        yield _text_of(row, text_field, f"{path}, line {line}")
+def _read_text(file: Any, item: str, _: str) -> Iterator[str]:
+    content = file.read().removeprefix(codecs.BOM_UTF8)
+    yield decode(content, item, first_line=1).replace("\r\n", "\n")
 
 
-def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
+def _read_jsonl(file: Any, item: str, text_field: str) -> Iterator[str]:
+    for line, row in read_jsonl(file, item):
+        yield _text_of(row, text_field, f"{item}, line {line}")
+
+
+def _read_parquet(file: Any, item: str, text_field: str) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
-            if text_field not in file.schema_arrow.names:
-                raise _missing_field(text_field, file.schema_arrow.names, f"{path}")
-            for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+        with pq.ParquetFile(file) as table:
+            if text_field not in table.schema_arrow.names:
+                raise _missing_field(text_field, table.schema_arrow.names, item)
+            for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
                 for row in batch.to_pylist():
                     number += 1
-                    yield _text_of(row, text_field, f"{path}, row {number}")
+                    yield _text_of(row, text_field, f"{item}, row {number}")
     except pa.ArrowException as error:
-        raise DataError(f"{path}: is not a parquet file that can be read: {error}") from None
+        raise DataError(f"{item}: is not a parquet file that can be read: {error}") from None
 
 
 def _read_hub(item: str, text_field: str) -> Iterator[str]:

@@ -8,7 +8,6 @@ A split is its documents one after the other, each followed by the separator.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -129,8 +128,7 @@ class TokenStore:
         for split in self.index.splits.values():
             path = self.directory / split.file
             try:
-                with path.open() as file:
-                    found = sha256_of(file)
+                found = path.sha256()
             except OSError as error:
                 raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
             if found != split.sha256:
@@ -160,14 +158,6 @@ class TokenStore:
                 f"{path}: holds token id {largest}, beyond the vocabulary of {self.index.vocab_size}; the token "
                 "store is damaged: run `gpt prepare` again"
             )
-
-
-def sha256_of(file: Any) -> str:
-    """The digest of what is left of a file."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def read_windows(tokens: Tokens, starts: Sequence[int], length: int) -> list[np.ndarray]:
