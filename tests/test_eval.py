@@ -23,6 +23,7 @@ from gpt import gin_io
 from gpt.cli.start import COMMANDS
 from gpt.config import SECTIONS, MeshConfig
 from gpt.data.store import TokenStore
+from gpt.generation.settings import Decoding
 from gpt.sharding import make_mesh
 from gpt.text.tokenizer import Tokenizer
 from gpt.training.checkpoint import find_checkpoint, load_params
@@ -269,6 +270,20 @@ FLAGS = {
         "--json",
     },
     "verify": {"--sign", "--json"},
+    "generate": {
+        "--model",
+        "--tokenizer",
+        "--route",
+        "--prompt",
+        "--prompts",
+        "--stop",
+        "--end_at_newline",
+        "--banned",
+        "--raw",
+        "--batch_size",
+        "--json",
+        *(f"--{field.name}" for field in dataclasses.fields(Decoding) if field.name not in ("banned", "end_ids")),
+    },
     "score": {"--model", "--tokenizer", "--route", "--json"},
     "plot": {"--output", "--json"},
     "tables": {"--runs", "--table", "--format", "--output", "--json"},

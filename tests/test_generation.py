@@ -11,7 +11,6 @@ import pytest
 
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from gpt.generation.decode import Continuation, continue_texts
 from gpt.generation.logits import (
     UNKNOWN_ID,
     ban_repeated_ngrams,
@@ -21,6 +20,7 @@ from gpt.generation.logits import (
     truncate,
 )
 from gpt.generation.settings import Decoding
+from gpt.generation.texts import Continuation, continue_texts
 from gpt.model.gpt import bind, init_params
 
 CONFIG = ModelConfig(
@@ -193,6 +193,14 @@ def test_rules_hold_through_a_whole_text(params: Any) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens = 0: must be 1 or more"),
         ({"temperature": 0.0, "num_samples": 2}, "num_samples = 2: at temperature 0 all samples would be the same"),
         ({"banned": ((),)}, "an empty sequence would ban everything"),
+        ({"min_new_tokens": 200}, "min_new_tokens = 200: must be 0 or more, and at most max_new_tokens = 128"),
+        ({"length_penalty": 2.0}, "length_penalty = 2.0: is a number for num_beams above 1"),
+        ({"num_beams": 2, "num_samples": 3}, "num_samples = 3: beam search finds 2 at most"),
+        ({"num_beams": 2, "temperature": 0.5}, "temperature = 0.5: beam search draws nothing; leave it out"),
+        ({"num_beams": 2, "top_p": 0.5}, "top_p = 0.5: beam search has no use for it; leave it out"),
+        ({"num_beams": 2, "sliding_window": True}, "sliding_window = True: beam search works within one context"),
+        ({"contrastive_alpha": 0.6}, "top_k = None: contrastive_alpha chooses among top_k tokens: set 2 or more"),
+        ({"contrastive_alpha": 1.6, "top_k": 4}, "contrastive_alpha = 1.6: must be from 0 to 1"),
     ],
 )
 def test_settings_without_meaning_are_refused(settings: dict[str, Any], message: str) -> None:

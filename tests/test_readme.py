@@ -48,6 +48,11 @@ def test_the_walk_through_runs_as_it_stands(checkout: Path) -> None:
     (encoded,) = [line for line in done.stdout.splitlines() if line.startswith("[")]
     assert scored["ids"] == json.loads(encoded)
     assert len(scored["logprobs"]) == len(scored["ids"]) > 3
+    written = [json.loads(line) for line in done.stdout.splitlines() if '"finish_reason"' in line]
+    assert [len(row["ids"]) for row in written] == [8, 8, 20, 20]
+    assert [row["prompt"] for row in written[:2]] == ["The module", "Return the"]
+    assert re.search(r"^Return the name of.{20}", done.stdout, re.MULTILINE)
+    assert re.search(r"^\d+ tokens, log-probability -[\d.]+, perplexity [\d.]+$", done.stdout, re.MULTILINE)
     assert re.findall(r"cola, (\d) of 4 layers transferred: matthews median", done.stdout) == ["2", "4"]
     assert "cola: no runs for no pre-training, 0, 1, 3" in done.stderr
     assert re.search(r"cola: matthews \S+ over 20 at step 20", done.stdout)

@@ -110,24 +110,13 @@ def _show_results(runs: Path, as_json: bool) -> None:
 
 
 def _show_sample(pretrained: Path, seed: int, as_json: bool) -> None:
-    import jax
-
-    from gpt.config import MeshConfig
-    from gpt.generation.decode import continue_texts
     from gpt.generation.settings import Decoding
-    from gpt.generation.stream import TextStream
-    from gpt.sharding import make_mesh
-    from gpt.training.checkpoint import find_checkpoint, load_params
-    from gpt.training.run_dir import load_config, load_tokenizer
+    from gpt.generation.texts import write_texts
+    from gpt.training.model_dir import load_model
 
-    config, tokenizer = load_config(pretrained).model, load_tokenizer(pretrained)
-    params = load_params(find_checkpoint(pretrained), make_mesh(MeshConfig(), jax.devices()[:1]))
-    prompt = tokenizer.encode(PROMPT)
     decoding = Decoding(max_new_tokens=40, temperature=0.7, seed=seed)
-    stream = TextStream(tokenizer, prompt)
-    stream.push(continue_texts(config, params, [prompt], decoding)[0][0].ids)
-    stream.finish()
-    text = PROMPT + stream.text
+    (sample,) = write_texts(load_model(pretrained), [PROMPT], decoding)
+    text = PROMPT + sample.text
     print(f"\nSample, temperature 0.7: {text}", file=sys.stderr)
     if as_json:
         result: dict[str, Any] = {"prompt": PROMPT, "text": text}

@@ -16,6 +16,7 @@ COMMANDS = (
     "convert",
     "verify",
     "score",
+    "generate",
     "plot",
     "tables",
     "transfer",

@@ -1,7 +1,7 @@
 """Continuing texts: one compiled loop that reads with a cache and writes a token a turn."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,38 +41,58 @@ class Draft(NamedTuple):
     keys: Key[Array, "B"]
 
 
-class Continuation(NamedTuple):
-    """The new tokens of one text, and the natural logarithm of each one's probability."""
-
-    ids: list[int]
-    log_probs: list[float]
-
-
 class Rules(NamedTuple):
     """What of `Decoding` is compiled in, the same for all rows."""
 
     no_repeat_ngram: int | None
     banned: tuple[tuple[int, ...], ...]
     has_penalty: bool
+    end_ids: tuple[int, ...] = ()
 
 
-def continue_texts(
-    config: ModelConfig, params: Params, prompts: Sequence[Sequence[int]], decoding: Decoding
-) -> list[list[Continuation]]:
-    """`num_samples` continuations of each prompt. A prompt's answer does not depend on those beside it.
+class Written(NamedTuple):
+    """The next tokens of all rows, and the natural logarithm of each one's probability."""
+
+    ids: Int[np.ndarray, "B N"]
+    log_probs: Float[np.ndarray, "B N"]
+
+
+def write(
+    config: ModelConfig, params: Params, prompts: Sequence[Sequence[int]], decoding: Decoding, num_at_once: int
+) -> Iterator[Written]:
+    """`max_new_tokens` for each of `num_samples` rows a prompt, `num_at_once` at a time.
+
+    Tokens that end a text are for the caller to see. With `sliding_window` a row whose context is full goes on with
+    the last half of it, which is read again, since its positions are other ones then.
 
     Raises:
       ConfigError: an empty prompt, or one too long for `max_new_tokens` more.
     """
     check_lengths(prompts, decoding, config.context_length)
-    rows = [ids for ids in prompts for _ in range(decoding.num_samples)]
-    draft = start(config, params, rows, decoding.max_new_tokens, sample_keys(decoding, len(prompts)))
-    knobs = make_knobs([decoding] * len(rows), config)
-    draft = extend(config, params, draft, knobs, rules_of(decoding), decoding.max_new_tokens)
-    new = slice(int(draft.end) - decoding.max_new_tokens, int(draft.end))
-    ids, log_probs = jax.device_get((draft.tokens[:, new], draft.log_probs[:, new]))
-    found = [Continuation(row.tolist(), scores.tolist()) for row, scores in zip(ids, log_probs, strict=True)]
-    return [found[at : at + decoding.num_samples] for at in range(0, len(found), decoding.num_samples)]
+    rows = [list(ids) for ids in prompts for _ in range(decoding.num_samples)]
+    keys = sample_keys(decoding, len(prompts))
+    knobs, rules = make_knobs([decoding] * len(rows), config), rules_of(decoding)
+    num_written = 0
+    while num_written < decoding.max_new_tokens:
+        is_full = np.array([len(row) >= config.context_length for row in rows])
+        if is_full.any():
+            rows = [
+                row[-max(config.context_length // 2, 1) :] if full else row
+                for row, full in zip(rows, is_full, strict=True)
+            ]
+            # Draws are numbered by the tokens in the context, and these numbers begin anew.
+            keys = jnp.where(is_full, jax.vmap(jax.random.fold_in, (0, None))(keys, num_written), keys)
+        num_new = min(decoding.max_new_tokens - num_written, config.context_length - max(map(len, rows)))
+        draft = start(config, params, rows, num_new, keys)
+        for first in range(num_written, num_written + num_new, num_at_once):
+            count = min(num_at_once, num_written + num_new - first)
+            draft = extend(config, params, draft, knobs, rules, count, decoding.min_new_tokens - first)
+            new = slice(int(draft.end) - count, int(draft.end))
+            ids, log_probs = jax.device_get((draft.tokens[:, new], draft.log_probs[:, new]))
+            for row, row_ids in zip(rows, ids, strict=True):
+                row.extend(row_ids.tolist())
+            yield Written(ids, log_probs)
+        num_written += num_new
 
 
 def sample_keys(decoding: Decoding, num_prompts: int) -> Key[Array, "B"]:
@@ -83,31 +103,43 @@ def sample_keys(decoding: Decoding, num_prompts: int) -> Key[Array, "B"]:
 
 def rules_of(decoding: Decoding) -> Rules:
     """The compiled part of the settings."""
-    return Rules(decoding.no_repeat_ngram, decoding.banned, decoding.repetition_penalty != 1)
+    has_penalty = decoding.repetition_penalty != 1
+    return Rules(decoding.no_repeat_ngram, decoding.banned, has_penalty, decoding.end_ids)
 
 
 def start(
     config: ModelConfig, params: Params, prompts: Sequence[Sequence[int]], num_new: int, keys: Key[Array, "B"]
 ) -> Draft:
-    """The prompts read, with room for `num_new` tokens more.
+    """The prompts read, with room for `num_new` tokens more."""
+    return read_prompts(config, params, *pad_prompts(config, prompts), room_for(num_new), keys)[0]
 
-    Padded to a few lengths, each a compiled program of its own.
-    """
+
+def pad_prompts(
+    config: ModelConfig, prompts: Sequence[Sequence[int]]
+) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+    """The prompts at the right edge of one array, and where they are; of a few lengths, each a compiled program."""
     length = padded_length(max(map(len, prompts)), config.context_length)
     tokens = np.zeros((len(prompts), length), np.int32)
     mask = np.zeros((len(prompts), length), bool)
     for row, ids in enumerate(prompts):
         tokens[row, length - len(ids) :], mask[row, length - len(ids) :] = ids, True
-    room = -(-num_new // _ROOM) * _ROOM
-    return _read_prompts(config, params, tokens, mask, room, keys)
+    return tokens, mask
+
+
+def room_for(num_new: int) -> int:
+    """Slots for so many tokens, of few lengths as well."""
+    return -(-num_new // _ROOM) * _ROOM
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _read_prompts(config: ModelConfig, params: Params, tokens, mask, room: int, keys) -> Draft:
+def read_prompts(
+    config: ModelConfig, params: Params, tokens, mask, room: int, keys
+) -> tuple[Draft, Float[Array, "B T D"]]:
+    """The prompts as drafts with room for more tokens, and their hidden states."""
     reader = make_reader(bind(config, params).body)
     batch_size, length = tokens.shape
     hidden, memory = reader.read(reader.start(batch_size, length + room), tokens, mask)
-    return Draft(
+    draft = Draft(
         jnp.pad(tokens, ((0, 0), (0, room))),
         jnp.pad(mask, ((0, 0), (0, room))),
         jnp.zeros((batch_size, length + room), jnp.float32),
@@ -116,33 +148,53 @@ def _read_prompts(config: ModelConfig, params: Params, tokens, mask, room: int, 
         memory,
         keys,
     )
+    return draft, hidden
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=2)
-def extend(config: ModelConfig, params: Params, draft: Draft, knobs: Knobs, rules: Rules, num_tokens) -> Draft:
-    """The texts with `num_tokens` more."""
+def extend(
+    config: ModelConfig, params: Params, draft: Draft, knobs: Knobs, rules: Rules, num_tokens, num_before_end=0
+) -> Draft:
+    """The texts with `num_tokens` more, of which the first `num_before_end` are no end."""
     reader = make_reader(bind(config, params).body)
 
-    def write(_, draft: Draft) -> Draft:
-        chosen = choose(config, draft, knobs, rules)
+    def write_one(turn, draft: Draft) -> Draft:
+        possible = ban_ends(draft.logits, rules, turn < num_before_end)
+        chosen = choose(config, draft._replace(logits=possible), knobs, rules)
         log_probs = jnp.take_along_axis(jax.nn.log_softmax(draft.logits), chosen[:, None], axis=-1)
-        hidden, memory = reader.read(draft.memory, chosen[:, None], jnp.ones((len(chosen), 1), bool))
-        at = (0, draft.end)
-        return Draft(
-            jax.lax.dynamic_update_slice(draft.tokens, chosen[:, None], at),
-            jax.lax.dynamic_update_slice(draft.is_token, jnp.ones((len(chosen), 1), bool), at),
-            jax.lax.dynamic_update_slice(draft.log_probs, log_probs, at),
-            draft.end + 1,
-            reader.logits(hidden)[:, 0],
-            memory,
-            draft.keys,
-        )
+        return append(reader, draft, chosen, log_probs[:, 0])[0]
 
-    return jax.lax.fori_loop(0, num_tokens, write, draft)
+    return jax.lax.fori_loop(0, num_tokens, write_one, draft)
 
 
-def choose(config: ModelConfig, draft: Draft, knobs: Knobs, rules: Rules) -> Int[Array, "B"]:
-    """The next token of each row: the likeliest at temperature 0, or drawn."""
+def append(
+    reader: Any, draft: Draft, chosen: Int[Array, "B"], log_probs: Float[Array, "B"]
+) -> tuple[Draft, Float[Array, "B D"]]:
+    """The texts with one more token each, read, and its hidden states."""
+    is_token = jnp.ones((len(chosen), 1), bool)
+    hidden, memory = reader.read(draft.memory, chosen[:, None], is_token)
+    at = (0, draft.end)
+    draft = Draft(
+        jax.lax.dynamic_update_slice(draft.tokens, chosen[:, None], at),
+        jax.lax.dynamic_update_slice(draft.is_token, is_token, at),
+        jax.lax.dynamic_update_slice(draft.log_probs, log_probs[:, None], at),
+        draft.end + 1,
+        reader.logits(hidden)[:, 0],
+        memory,
+        draft.keys,
+    )
+    return draft, hidden[:, 0]
+
+
+def ban_ends(logits: Float[Array, "B V"], rules: Rules, is_early: Bool[Array, ""]) -> Float[Array, "B V"]:
+    """-inf for the tokens that end a text, as long as it is too early for that."""
+    for token in rules.end_ids:
+        logits = logits.at[:, token].set(jnp.where(is_early, -jnp.inf, logits[:, token]))
+    return logits
+
+
+def obey(config: ModelConfig, draft: Draft, knobs: Knobs, rules: Rules) -> Float[Array, "B V"]:
+    """The logits of the drafts under the rules: -inf for what may not come."""
     logits = jnp.where(can_be_drawn(config, draft.logits.shape[-1]), draft.logits, -jnp.inf)
     if rules.has_penalty:
         logits = penalise_repetition(logits, draft.tokens, draft.is_token, knobs.repetition_penalty)
@@ -150,7 +202,12 @@ def choose(config: ModelConfig, draft: Draft, knobs: Knobs, rules: Rules) -> Int
         logits = ban_repeated_ngrams(logits, draft.tokens, draft.is_token, draft.end, rules.no_repeat_ngram)
     if rules.banned:
         logits = ban_sequences(logits, draft.tokens, draft.end, rules.banned)
+    return logits
 
+
+def choose(config: ModelConfig, draft: Draft, knobs: Knobs, rules: Rules) -> Int[Array, "B"]:
+    """The next token of each row: the likeliest at temperature 0, or drawn."""
+    logits = obey(config, draft, knobs, rules)
     likeliest = logits.argmax(-1).astype(jnp.int32)
     warmed = logits / jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)[:, None]
     # It sorts the vocabulary: not for rows that are all greedy or drawn from all of it.
