@@ -13,7 +13,8 @@ import reference
 from gpt.config import ModelConfig
 from gpt.model.gpt import bind, init_params, param_shapes, path_shapes
 from gpt.model.heads import last_token, mean_state
-from gpt.model.layers import dropout
+from gpt.model import dropout as dropout_module
+from gpt.model.dropout import dropout, random_words
 
 CONFIG = ModelConfig(
     vocab_size=50, num_special_tokens=3, context_length=11, num_layers=2, num_heads=4, embed_dim=32, mlp_dim=48
@@ -331,6 +332,20 @@ def test_dropout_is_governed_by_its_key() -> None:
     masks = [np.asarray(dropout(jnp.ones((64, 64)), 0.5, jax.random.key(seed))) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(masks[0], masks[1])
     assert (masks[0] == masks[2]).mean() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5, 2), (3, 4, 7)])
+def test_random_words_are_those_of_jax(shape: tuple[int, ...]) -> None:
+    np.testing.assert_array_equal(random_words(KEY, shape), jax.random.bits(KEY, shape, jnp.uint32))
+
+
+def test_words_differ_where_one_counter_cannot_number_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = np.asarray(random_words(KEY, (8, 64)))
+    monkeypatch.setattr(dropout_module, "_MOST_WORDS", 512)
+    many = np.asarray(random_words(KEY, (8, 64)))
+    assert len(np.unique(many)) == 512
+    np.testing.assert_array_equal(many[0], few[0])
+    assert not (many[1:] == few[1:]).any()
 
 
 def test_a_key_without_rates_changes_nothing_in_the_model(params: Any, tokens: np.ndarray) -> None:

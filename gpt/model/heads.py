@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gpt.config import ModelConfig
-from gpt.model.layers import dropout
+from gpt.model.dropout import dropout
 
 
 class Head(nnx.Module):

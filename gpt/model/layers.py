@@ -1,34 +1,14 @@
-"""What the transformer and the LSTM share: dropout, the tied softmax, and what the backward pass keeps."""
+"""What the transformer and the LSTM share: the tied softmax, and what the backward pass keeps."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt16
+from jaxtyping import Array, Float
 
 from gpt.config import ModelConfig
 from gpt.sharding import constrain
-
-
-def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
-    """`x` with each entry zeroed at `rate` and the others scaled by 1 / (1 - rate); `x` itself without a key.
-
-    The rate is rounded to a multiple of 2**-16.
-    """
-    if key is None or rate == 0.0:
-        return x
-    threshold = round(rate * 2**16)
-    keep = _random_uint16(key, x.shape) >= threshold
-    return jnp.where(keep, x / (1 - threshold / 2**16), 0)
-
-
-def _random_uint16(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt16[Array, "*shape"]:
-    # Two numbers from each 32-bit word. Asking JAX for 16 bits would make and discard the other
-    # half, and on CPU the random bits of a step cost as much as its matrix products.
-    *rest, last = shape
-    words = jax.random.bits(key, (*rest, (last + 1) // 2), jnp.uint32)
-    return jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*rest, -1)[..., :last]
 
 
 def rematerialise(config: ModelConfig, function: Callable[..., Any], *, in_scan: bool) -> Callable[..., Any]:

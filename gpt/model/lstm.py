@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gpt.config import ModelConfig
-from gpt.model.layers import dropout, rematerialise, tied_logits
+from gpt.model.dropout import dropout
+from gpt.model.layers import rematerialise, tied_logits
 from gpt.sharding import constrain
 
 Carry = tuple[Float[Array, "B U"], Float[Array, "B U"]]

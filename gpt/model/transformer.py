@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gpt.config import ModelConfig
-from gpt.model.layers import dropout, rematerialise, tied_logits
+from gpt.model.dropout import dropout
+from gpt.model.layers import rematerialise, tied_logits
 from gpt.sharding import constrain
 
 # What a score becomes where a position may not look: far enough from any real score to underflow

@@ -56,8 +56,8 @@ def make_creation(
 
 
 def split_seed(seed: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
-    """The keys of the initial weights and of dropout."""
-    init_key, dropout_key = jax.random.split(jax.random.key(seed))
+    """The keys of the initial weights and of dropout, of the same generator whatever JAX is configured to."""
+    init_key, dropout_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
     return init_key, dropout_key
 
 
