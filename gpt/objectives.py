@@ -16,17 +16,14 @@ def token_losses(logits: Float[Array, "*batch T V"], targets: Int[Array, "*batch
     return jax.nn.logsumexp(logits, axis=-1) - target_logits
 
 
-def sequence_losses(
-    logits: Float[Array, "B C T V"], tokens: Int[Array, "B C T"], weights: Float[Array, "B C T"]
-) -> Float[Array, "B C"]:
-    """Mean -log P(token | those before it) of each sequence over its own real tokens.
+def target_weights(weights: Float[Array, "*batch T"]) -> Float[Array, "*batch T"]:
+    """Weights of -log P(token t+1 | those up to t) that make their sum a sequence's mean over its own real tokens.
 
     The first token is never predicted; all later ones are, delimiter and extract included, as in
-    OpenAI's fine-tuning code.
+    OpenAI's fine-tuning code. The last position has nothing to predict.
     """
-    losses = token_losses(logits[..., :-1, :], tokens[..., 1:])
-    target_weights = weights[..., 1:]
-    return (losses * target_weights).sum(-1) / jnp.maximum(target_weights.sum(-1), 1)
+    of_targets = jnp.concatenate([weights[..., 1:], jnp.zeros_like(weights[..., :1])], axis=-1)
+    return of_targets / jnp.maximum(of_targets.sum(-1, keepdims=True), 1)
 
 
 def classification_losses(scores: Float[Array, "B N"], labels: Int[Array, "B"]) -> Float[Array, "B"]:

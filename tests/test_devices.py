@@ -18,8 +18,8 @@ from toy import ROOT, Toy
 
 from gpt.config import CheckpointConfig, MeshConfig, ModelConfig, OptimizerConfig, TaskConfig
 from gpt.data.batches import TaskBatch, TextBatch
-from gpt.model.gpt import param_shapes
 from gpt.model.dropout import dropout
+from gpt.model.gpt import param_shapes
 from gpt.sharding import constrain, make_mesh, shard_batch, splitting_activations, state_shardings
 from gpt.text.tokenizer import Tokenizer
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params

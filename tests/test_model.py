@@ -11,10 +11,10 @@ import pytest
 import reference
 
 from gpt.config import ModelConfig
-from gpt.model.gpt import bind, init_params, param_shapes, path_shapes
-from gpt.model.heads import last_token, mean_state
 from gpt.model import dropout as dropout_module
 from gpt.model.dropout import dropout, random_words
+from gpt.model.gpt import bind, init_params, param_shapes, path_shapes
+from gpt.model.heads import last_token, mean_state
 
 CONFIG = ModelConfig(
     vocab_size=50, num_special_tokens=3, context_length=11, num_layers=2, num_heads=4, embed_dim=32, mlp_dim=48

@@ -9,8 +9,8 @@ from gpt.objectives import (
     classification_losses,
     multi_label_losses,
     regression_losses,
-    sequence_losses,
     tagging_losses,
+    target_weights,
     token_losses,
 )
 
@@ -21,7 +21,9 @@ WEIGHTS = np.float32(np.array([5, 4, 2, 3, 5, 5])[:, None] > np.arange(5)).resha
 
 
 def losses(logits: Any = LOGITS, tokens: Any = TOKENS, weights: Any = WEIGHTS) -> np.ndarray:
-    return np.array(sequence_losses(jnp.asarray(logits), jnp.asarray(tokens), jnp.asarray(weights)))
+    """Of each sequence, as `TaskObjective` sums them."""
+    targets = jnp.roll(jnp.asarray(tokens), -1, axis=-1)
+    return np.array((token_losses(jnp.asarray(logits), targets) * target_weights(jnp.asarray(weights))).sum(-1))
 
 
 def test_token_losses_equal_the_reference() -> None:

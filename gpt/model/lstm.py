@@ -73,9 +73,13 @@ class LSTM(nnx.Module):
         carry, states = jax.lax.scan(step, carry, (gates, None if mask is None else mask.swapaxes(0, 1)))
         return states.swapaxes(0, 1), carry
 
-    def logits(self, hidden: Float[Array, "B T D"], key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:  # noqa: ARG002 - as Transformer.logits
+    def logits(self, hidden: Float[Array, "B T D"], key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
         """Scores of every token, in float32, by the transposed token table (eq. 2)."""
-        return tied_logits(hidden, constrain(self.token_embedding[...], "vocab", "lookup"))
+        return tied_logits(hidden, self.softmax_table(key))
+
+    def softmax_table(self, key: Key[Array, ""] | None = None) -> Float[Array, "V D"]:  # noqa: ARG002 - as Transformer
+        """What hidden states are multiplied with for scores."""
+        return constrain(self.token_embedding[...], "vocab", "lookup")
 
     def _step(self, carry: Carry, from_input: Float[Array, "B G"]) -> Carry:
         """State and cell after one more token; the cell, a sum over time, is kept in float32."""

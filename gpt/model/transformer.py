@@ -190,10 +190,12 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden: Float[Array, "B T D"], key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
         """Scores of every token, in float32, by the transposed token table (eq. 2)."""
+        return tied_logits(hidden, self.softmax_table(key))
+
+    def softmax_table(self, key: Key[Array, ""] | None = None) -> Float[Array, "V D"]:
+        """What hidden states are multiplied with for scores: the token table, and positions where they compete."""
         table, positions = self._tables(_pass_keys(self.config, key)[0])
-        if self.config.softmax_over_positions:
-            table = jnp.concatenate([table, positions])
-        return tied_logits(hidden, table)
+        return jnp.concatenate([table, positions]) if self.config.softmax_over_positions else table
 
     def embed(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """What the first block reads, dropout off."""

@@ -21,12 +21,12 @@ from gpt.model.transformer import MASKED_SCORE
 from gpt.objectives import (
     classification_losses,
     regression_losses,
-    sequence_losses,
     soft_label_losses,
-    token_losses,
+    target_weights,
 )
 from gpt.sharding import constrain_state, splitting_activations
 from gpt.tasks.targets import Targets
+from gpt.training.softmax_loss import softmax_loss
 from gpt.training.state import TrainState
 
 Scalars = dict[str, Float[Array, ""]]
@@ -64,8 +64,8 @@ class LanguageModelObjective:
     def totals(self, model: GPT, batch: TextBatch, key: Key[Array, ""] | None) -> tuple[Scalars, None]:
         """Sum of -log P over the target tokens."""
         hidden = model.body(batch.tokens[:, :-1], key)
-        losses = token_losses(model.body.logits(hidden, key), batch.tokens[:, 1:])
-        return {"lm_loss": (losses * batch.weights).sum()}, None
+        table = model.body.softmax_table(key)
+        return {"lm_loss": softmax_loss(hidden, table, batch.tokens[:, 1:], batch.weights)}, None
 
 
 class TaskObjective:
@@ -92,15 +92,16 @@ class TaskObjective:
         """Summed losses, and the scores of the classes or candidates."""
         assert model.head is not None
         body_key, head_key = (None, None) if key is None else jax.random.split(key)
-        hidden = model.body(batch.tokens.reshape(-1, batch.tokens.shape[-1]), body_key)
+        tokens = batch.tokens.reshape(-1, batch.tokens.shape[-1])
+        hidden = model.body(tokens, body_key)
         scores = self._scores(model.head, hidden.reshape(*batch.tokens.shape, -1), batch, head_key)
         totals = {"task_loss": (self._losses(scores, batch.labels) * batch.example_weights).sum()}
 
         if "lm_loss" not in self.coefficients:  # the largest matrix product of a small model, for nothing
             return totals, scores
-        logits = model.body.logits(hidden, body_key).reshape(*batch.tokens.shape, -1)
-        lm_losses = sequence_losses(logits, batch.tokens, batch.weights)
-        totals["lm_loss"] = (lm_losses * batch.example_weights[:, None]).sum()
+        weights = (target_weights(batch.weights) * batch.example_weights[:, None, None]).reshape(tokens.shape)
+        table = model.body.softmax_table(body_key)
+        totals["lm_loss"] = softmax_loss(hidden, table, jnp.roll(tokens, -1, axis=-1), weights)
         return totals, scores
 
     def _scores(
