@@ -218,9 +218,10 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _partition(axes)))
 
 
-def num_parts(*axes: str) -> int:
-    """Devices that split these logical axes inside of `splitting_activations`; 1 elsewhere."""
-    mesh = jax.sharding.get_abstract_mesh()
+def num_parts(*axes: str, mesh: Mesh | AbstractMesh | None = None) -> int:
+    """Devices of `mesh` over which these logical axes are split; by default of `splitting_activations`, 1 elsewhere."""
+    if mesh is None:
+        mesh = jax.sharding.get_abstract_mesh()
     if not _is_split(mesh):
         return 1
     return math.prod(mesh.shape[name] for axis in axes for name in MESH_AXES_OF[axis])

@@ -35,7 +35,7 @@ def value_and_gradient(loss: Any) -> Any:
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 4, 8])
 def test_blocks_give_the_loss_and_the_gradient_of_the_whole(num_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_SCORES", -(-BATCH * LENGTH * VOCABULARY // num_blocks))
+    monkeypatch.setattr(module, "MOST_SCORES", -(-BATCH * LENGTH * VOCABULARY // num_blocks))
     assert module._num_blocks(BATCH * LENGTH * VOCABULARY, LENGTH) == num_blocks
     actual, expected = value_and_gradient(softmax_loss), value_and_gradient(plain_loss)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=0, atol=1e-5), actual, expected)
@@ -46,7 +46,7 @@ def test_blocks_give_the_loss_and_the_gradient_of_the_whole(num_blocks: int, mon
 @pytest.mark.parametrize("axes", [{"data": 2, "tensor": 2}, {"data": 1, "sequence": 2, "tensor": 2}], ids=str)
 def test_blocks_on_four_devices_are_those_of_one(axes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     expected = value_and_gradient(plain_loss)
-    monkeypatch.setattr(module, "_MOST_SCORES", BATCH * LENGTH * VOCABULARY // 8)
+    monkeypatch.setattr(module, "MOST_SCORES", BATCH * LENGTH * VOCABULARY // 8)
     with splitting_activations(make_mesh(MeshConfig(**axes), jax.devices()[:4])):
         assert num_parts("batch", "length", "logits") == 4
         actual = jax.block_until_ready(value_and_gradient(softmax_loss))
@@ -66,7 +66,7 @@ def test_half_precision_has_the_gradient_of_the_plain_loss() -> None:
 @pytest.mark.parametrize("differentiate", [False, True])
 def test_no_array_holds_the_scores_of_all_positions(differentiate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     length, vocabulary = 512, 1024
-    monkeypatch.setattr(module, "_MOST_SCORES", 2 * length * vocabulary // 16)
+    monkeypatch.setattr(module, "MOST_SCORES", 2 * length * vocabulary // 16)
     shapes = [
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (
@@ -77,7 +77,8 @@ def test_no_array_holds_the_scores_of_all_positions(differentiate: bool, monkeyp
 
     def needed(loss: Any) -> int:
         function = jax.grad(loss, (0, 1)) if differentiate else loss
-        return jax.jit(function).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+        analysis: Any = jax.jit(function).lower(*shapes).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
 
     scores = 4 * 2 * length * vocabulary
     assert needed(plain_loss) >= scores

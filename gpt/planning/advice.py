@@ -5,9 +5,9 @@ import dataclasses
 from jax.sharding import Mesh
 
 from gpt.config import RunConfig
-from gpt.planning.estimate import estimate_step, num_parts
+from gpt.planning.estimate import estimate_step
 from gpt.planning.step import Memory
-from gpt.sharding import MESH_AXES_OF
+from gpt.sharding import MESH_AXES_OF, num_parts
 
 
 def advise(config: RunConfig, mesh: Mesh, memory: Memory, limit: float) -> list[str]:
@@ -17,7 +17,7 @@ def advise(config: RunConfig, mesh: Mesh, memory: Memory, limit: float) -> list[
     # Gradients, a third of parameters and two moments, do not shrink with the batch.
     gradients = min(memory.arguments / 3, memory.temporaries)
     room = limit - memory.arguments - gradients
-    per_chip = config.batch_size // config.accumulation_steps // num_parts(mesh, "batch")
+    per_chip = config.batch_size // config.accumulation_steps // num_parts("batch", mesh=mesh)
     advice = []
     # What a chip keeps of a part of the batch is in proportion to the part.
     smaller = [size for size in range(1, per_chip) if (memory.temporaries - gradients) * size / per_chip <= room]
@@ -25,7 +25,7 @@ def advise(config: RunConfig, mesh: Mesh, memory: Memory, limit: float) -> list[
         steps = config.accumulation_steps * per_chip // divisors[-1]
         advice.append(f"RunConfig.accumulation_steps = {steps}: the same batch in more parts")
     if smaller:
-        size = smaller[-1] * num_parts(mesh, "batch") * config.accumulation_steps
+        size = smaller[-1] * num_parts("batch", mesh=mesh) * config.accumulation_steps
         advice.append(f"RunConfig.batch_size = {size}")
     if remat := _remat_that_fits(config, mesh, memory, limit):
         advice.append(f"ModelConfig.remat = {remat!r}: computes activations again in the backward pass")

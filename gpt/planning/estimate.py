@@ -17,9 +17,10 @@ from jax.sharding import Mesh
 from gpt.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig
 from gpt.planning.collectives import Collective, add_up, sent_bytes
 from gpt.planning.step import Memory, batch_shapes, num_sequences, sharded_bytes
-from gpt.sharding import MESH_AXES_OF, make_mesh, sharded_shapes
+from gpt.sharding import make_mesh, num_parts, sharded_shapes
 from gpt.training.optimizer import make_optimizer
 from gpt.training.problem import find_objective
+from gpt.training.softmax_loss import MOST_SCORES
 from gpt.training.state import state_shapes
 
 _FLOAT32 = 4
@@ -54,23 +55,18 @@ class _Shares:
     """Tokens of one chip and one part of an accumulated batch, counted as if it had no tensor axis."""
 
 
-def num_parts(mesh: Mesh, logical: str) -> int:
-    """Devices over which a logical axis is split."""
-    return math.prod(mesh.shape[axis] for axis in MESH_AXES_OF[logical])
-
-
 def estimate_step(config: RunConfig, mesh: Mesh, num_slices: int) -> Estimate:
     """The step that `config` describes on `mesh`, without compiling it."""
     model = config.model
     arguments, params = _state_bytes(config, mesh)
     arguments += sharded_bytes(batch_shapes(config, mesh))
-    batch, length = num_parts(mesh, "batch"), num_parts(mesh, "length")
+    batch, length = num_parts("batch", mesh=mesh), num_parts("length", mesh=mesh)
     sequences = config.batch_size * num_sequences(config) / config.accumulation_steps
     shares = _Shares(
         batch=batch,
-        fsdp=num_parts(mesh, "embed"),
+        fsdp=num_parts("embed", mesh=mesh),
         length=length,
-        heads=num_parts(mesh, "heads"),
+        heads=num_parts("heads", mesh=mesh),
         params=params,
         tokens=sequences * model.context_length / batch / length,
     )
@@ -83,7 +79,7 @@ def estimate_step(config: RunConfig, mesh: Mesh, num_slices: int) -> Estimate:
         kept = model.num_layers * _kept_bytes(model, shares, width) + activations / pieces
     logits = shares.tokens * model.num_embeddings / shares.heads * 2 * _FLOAT32
     weights = params / shares.heads * width
-    temporaries = own_params * _FLOAT32 + kept + logits
+    temporaries = own_params * _FLOAT32 + kept + min(logits, MOST_SCORES * 2 * _FLOAT32)
     passes = _ACTIVATION_PASSES if model.remat == "none" else _REMAT_PASSES
     traffic = (
         own_params * _STATE_PASSES * _FLOAT32

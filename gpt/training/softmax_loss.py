@@ -16,7 +16,7 @@ from gpt.model.layers import tied_logits
 from gpt.objectives import token_losses
 from gpt.sharding import num_parts
 
-_MOST_SCORES = 2**27
+MOST_SCORES = 2**27
 """Of a block on one device, 512 MiB in float32: enough for matrix products at full speed."""
 
 Block = tuple[Float[Array, "B T D"], Int[Array, "B T"], Float[Array, "B T"]]
@@ -67,7 +67,7 @@ def _backward(gradients: tuple[Array, Array], scale: Array) -> tuple[Array, Arra
 softmax_loss.defvjp(_forward, _backward)
 
 
-def _over_blocks(add_block: Any, sums: Any, whole: Block, vocab_size: int) -> tuple[Any, Array | None]:
+def _over_blocks(add_block: Any, sums: Any, whole: Block, vocab_size: int) -> tuple[Any, Any]:
     """`add_block` over the blocks of positions in turn: the sums, and what it gave of each position."""
     batch_size, length = whole[1].shape
     num_blocks = _num_blocks(batch_size * length * vocab_size // num_parts("batch", "length", "logits"), length)
@@ -89,6 +89,6 @@ def _over_blocks(add_block: Any, sums: Any, whole: Block, vocab_size: int) -> tu
 def _num_blocks(num_scores: int, length: int) -> int:
     """A power of two, because lengths are often divisible by it."""
     num_blocks = 1
-    while num_scores > num_blocks * _MOST_SCORES and num_blocks < length:
+    while num_scores > num_blocks * MOST_SCORES and num_blocks < length:
         num_blocks *= 2
     return num_blocks
