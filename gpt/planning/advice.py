@@ -8,6 +8,7 @@ from gpt.config import RunConfig
 from gpt.planning.estimate import estimate_step
 from gpt.planning.step import Memory
 from gpt.sharding import MESH_AXES_OF, num_parts
+from gpt.training.softmax_loss import MOST_SCORES
 
 
 def advise(config: RunConfig, mesh: Mesh, memory: Memory, limit: float) -> list[str]:
@@ -16,11 +17,12 @@ def advise(config: RunConfig, mesh: Mesh, memory: Memory, limit: float) -> list[
         return []
     # Gradients, a third of parameters and two moments, do not shrink with the batch.
     gradients = min(memory.arguments / 3, memory.temporaries)
-    room = limit - memory.arguments - gradients
     per_chip = config.batch_size // config.accumulation_steps // num_parts("batch", mesh=mesh)
+    fixed = min(gradients + _softmax_block(config, mesh, per_chip), memory.temporaries)
+    room = limit - memory.arguments - fixed
     advice = []
     # What a chip keeps of a part of the batch is in proportion to the part.
-    smaller = [size for size in range(1, per_chip) if (memory.temporaries - gradients) * size / per_chip <= room]
+    smaller = [size for size in range(1, per_chip) if (memory.temporaries - fixed) * size / per_chip <= room]
     if divisors := [size for size in smaller if per_chip % size == 0]:
         steps = config.accumulation_steps * per_chip // divisors[-1]
         advice.append(f"RunConfig.accumulation_steps = {steps}: the same batch in more parts")
@@ -37,6 +39,13 @@ def advise(config: RunConfig, mesh: Mesh, memory: Memory, limit: float) -> list[
         if mesh.shape[axis] < mesh.size:
             advice.append(f"MeshConfig.{axis} more than {mesh.shape[axis]}: splits the {what} over more chips")
     return advice or ["chips with more memory: a single sequence is too much"]
+
+
+def _softmax_block(config: RunConfig, mesh: Mesh, sequences: int) -> int:
+    """Bytes of the scores and their gradient that a chip holds at a time, when it computes them in blocks; else 0."""
+    tokens = sequences * config.model.context_length // num_parts("length", mesh=mesh)
+    scores = tokens * config.model.num_embeddings // num_parts("logits", mesh=mesh)
+    return 2 * 4 * MOST_SCORES if scores > MOST_SCORES else 0
 
 
 def _remat_that_fits(config: RunConfig, mesh: Mesh, memory: Memory, limit: float) -> str | None:
