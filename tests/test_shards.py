@@ -89,8 +89,9 @@ def test_a_long_document_that_is_held_out_for_want_of_another_moves_whole(tokeni
 
 
 def test_held_out_files_are_divided_as_well(files: list[str], tokenizer: Tokenizer, tmp_path: Path) -> None:
-    prepare(files[2:], tokenizer, tmp_path / "whole", validation=files[:2])
-    prepare_shards(4, files[2:], tokenizer, tmp_path / "store", validation=files[:2])  # two shards have none
+    settings: Any = {"validation": files[:2], "validation_fraction": 0.9}  # which then means nothing
+    prepare(files[2:], tokenizer, tmp_path / "whole", **settings)
+    prepare_shards(4, files[2:], tokenizer, tmp_path / "store", **settings)  # two shards have no held-out file
     join(tmp_path / "store", 4)
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
@@ -299,14 +300,28 @@ def test_what_an_interrupted_join_left_behind_a_url_is_no_store_and_is_continued
     assert contents(f"{bucket}/store") == contents(tmp_path / "store")
 
 
-def test_what_is_no_store_behind_a_url_is_left_alone(files: list[str], tokenizer: Tokenizer, bucket: str) -> None:
-    for name, beside in (("mine", False), ("other", True)):
-        (Place(bucket) / f"{name}/notes.txt").write(b"notes")
-        if beside:
-            (Place(bucket) / f"{name}.partial/part").write(b"")
-        with pytest.raises(DataError, match=rf"--output memory://bucket/{name}: exists already, and cannot be used"):
-            prepare(files, tokenizer, f"{bucket}/{name}")
-        assert contents(f"{bucket}/{name}") == {"notes.txt": b"notes"}
+def test_a_vocabulary_is_trained_on_text_behind_a_url(
+    files: list[str], tmp_path: Path, bucket: str, gpt: Callable[..., Command]
+) -> None:
+    texts = [file for file in files if file.endswith(".txt")]
+    for file in texts:
+        (Place(bucket) / Path(file).name).write(Path(file).read_bytes())
+    for name, inputs in (("here", texts), ("there", [f"{bucket}/*.txt"])):
+        done = gpt("tokenizer", "train", "--input", *inputs, "--vocab_size", "60", "--output", tmp_path / name)
+        assert done.code == 0, done.err
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+
+
+@pytest.mark.parametrize(("name", "beside"), [("notes.txt", True), ("train.bin", False)])
+def test_what_is_no_store_behind_a_url_is_left_alone(
+    files: list[str], tokenizer: Tokenizer, bucket: str, name: str, beside: bool
+) -> None:
+    (Place(bucket) / f"mine/{name}").write(b"mine")
+    if beside:
+        (Place(bucket) / "mine.partial/part").write(b"")
+    with pytest.raises(DataError, match="--output memory://bucket/mine: exists already, and cannot be used"):
+        prepare(files, tokenizer, f"{bucket}/mine")
+    assert contents(f"{bucket}/mine") == {name: b"mine"}
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         nargs="+",
         metavar="FILE",
-        help="text file (one document), .jsonl, .parquet, or hub:OWNER/NAME[/CONFIG]:SPLIT (a document a row)",
+        help="text file (one document), .jsonl or .parquet (a document a row), a path or a URL (which may have *), "
+        "or hub:OWNER/NAME[/CONFIG]:SPLIT",
     )
     parser.add_argument(
         "--tokenizer",

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt.data.sources import read_documents
+from gpt.data.sources import expand, read_documents
 from gpt.errors import DataError
 from gpt.text.pipeline import ROUTES
 from gpt.text.tokenizer import Tokenizer
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="text file, .jsonl, .parquet, or hub:OWNER/NAME[/CONFIG]:SPLIT",
+        help="text file, .jsonl, .parquet, a path or a URL (which may have *), or hub:OWNER/NAME[/CONFIG]:SPLIT",
     )
     train.add_argument("--vocab_size", type=int, required=True, metavar="N", help="ids of the vocabulary")
     train.add_argument(
@@ -65,7 +65,7 @@ def _train(args: argparse.Namespace) -> int:
     if (Path(args.output) / FILE_NAME).exists():  # `save` refuses, too, but only after minutes of work
         raise DataError(f"--output {args.output}: holds a tokenizer already: choose another directory, or remove it")
     started = time.perf_counter()
-    tokenizer = train_bpe(read_documents(args.input, args.text_field), args.vocab_size, args.route)
+    tokenizer = train_bpe(read_documents(expand(args.input), args.text_field), args.vocab_size, args.route)
     tokenizer.save(args.output)
     seconds = time.perf_counter() - started
     print(f"{args.output}: {tokenizer.vocab_size:,} ids in {seconds:.1f} s", file=sys.stderr)
