@@ -250,6 +250,7 @@ def test_a_scope_is_an_error_that_names_the_setting_without_it(text: str) -> Non
         ("OptimizerConfig.learning_rate = True", "= True: expected float"),
         ("OptimizerConfig.learning_rate = 1e999", "the number is beyond the range of a float"),
         (f"OptimizerConfig.learning_rate = 1{'0' * 400}", "the number is beyond the range of a float"),
+        ("RunConfig.seed = 9223372036854775808", "the number is beyond the range of 64 bits"),
         ("OptimizerConfig.max_grad_norm = '1'", "= '1': expected float | None"),
         ("ModelConfig.scan_layers = 1", "= 1: expected bool | None"),
         ("RunConfig.init_from = 3", "= 3: expected str | None"),

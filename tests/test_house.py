@@ -12,7 +12,7 @@ SOURCES = sorted([*(ROOT / "gpt").rglob("*.py"), ROOT / "train.py", ROOT / "eval
 
 # Bottom to top: a module imports from its own floor and from those below.
 FLOORS = (
-    ("gpt", "gpt.errors", "gpt.files", "gpt.hardware"),
+    ("gpt", "gpt.errors", "gpt.files", "gpt.hardware", "gpt.reading"),
     ("gpt.config",),
     ("gpt.gin_io",),
     ("gpt.text", "gpt.objectives", "gpt.metrics"),

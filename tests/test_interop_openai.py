@@ -134,7 +134,7 @@ def test_without_settings_an_odd_width_is_refused_with_what_to_write(files: Path
         ('{"n_head": "2"}', "n_head is '2'; expected int"),
         ('{"n_head": 2, "afn": "tanh"}', "afn is 'tanh'; expected gelu or relu or silu"),
         ("[]", "expected a JSON object"),
-        ("{", "cannot be read as JSON"),
+        ("{", "not JSON"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(text: str, reason: str, files: Path) -> None:

@@ -236,7 +236,7 @@ def test_a_passage_whose_questions_and_answers_do_not_match_is_refused(tmp_path:
 
 def test_a_passage_that_is_no_json_is_named(tmp_path: Path) -> None:
     write(tmp_path / "train" / "high" / "7.txt", "A text.")
-    with pytest.raises(DataError, match=r"7\.txt: is not JSON"):
+    with pytest.raises(DataError, match=r"7\.txt: not JSON"):
         read("race_high", tmp_path)
 
 

@@ -171,6 +171,7 @@ def test_what_a_driver_raises_says_that_the_store_cannot_be_reached(url: str, mo
         raise RuntimeError("no route to host")
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", unreachable)
+    monkeypatch.setattr(MemoryFileSystem, "_open", unreachable)
     message = r"cannot be read: RuntimeError: no route to host"
     with pytest.raises(DataError, match=message + "; when it can, the same command continues"):
         tokens[:8]

@@ -39,7 +39,7 @@ def score(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
     def score(model: Path, lines: list[Any], *flags: str) -> Command:
         texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{text}\n" for text in texts)))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("".join(f"{text}\n" for text in texts).encode())))
         monkeypatch.setattr(sys, "argv", ["gpt", "score", f"--model={model}", *flags])
         code = main()
         captured = capsys.readouterr()

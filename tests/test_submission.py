@@ -148,7 +148,17 @@ def test_predictions_of_another_test_set_are_refused(runs: Path, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("small_sheets")
-@pytest.mark.parametrize("line", ["{", '{"row": 0}', '{"row": 0, "prediction": 2}', '{"row": 0, "prediction": null}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"row": 0}',
+        '{"row": 0, "prediction": 2}',
+        '{"row": 0, "prediction": -1}',
+        '{"row": 0, "prediction": true}',
+        '{"row": 0, "prediction": null}',
+        '{"row": "0\\t1", "prediction": 0}',
+    ],
+)
 def test_damaged_predictions_are_refused_with_their_line(runs: Path, tmp_path: Path, line: str) -> None:
     path = runs / "deep" / "rte" / "predictions" / "test.jsonl"
     path.write_text(f"{line}\n")

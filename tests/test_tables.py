@@ -290,7 +290,7 @@ def test_what_cannot_be_used_is_left_out_with_a_note(tmp_path: Path, tables: Cal
         f"{runs / 'nan'}: left out, result.json has matthews is no finite number",
         f"{runs / 'cut'}: left out, cannot be read",
         f"{runs / 'old'}: left out, cannot be read",
-        f"{runs / 'list'}: left out, result.json has no validation scores",
+        f"{runs / 'list'}: left out, cannot be read: {runs / 'list' / 'result.json'}: is no summary of a run",
         f"{runs / 'two'}: left out, differs from the full model in more than one",
     ):
         assert note in command.err

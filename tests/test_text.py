@@ -310,10 +310,10 @@ def test_decode_gives_back_what_encode_printed(
     ("action", "line", "message"),
     [
         ("encode", b"[1]", "line 2: expected a JSON string, found "),
-        ("encode", b"\xff", "line 2: is not JSON"),
+        ("encode", b"\xff", "line 2: not JSON"),
         ("decode", b"[true]", "line 2: expected a JSON list of ids, found "),
         ("encode", b'"\\ud800"', "line 2: a text holds half of a surrogate pair"),
-        ("decode", b"{", "line 2: is not JSON"),
+        ("decode", b"{", "line 2: not JSON"),
         ("decode", b"[1, 48]", "line 2: token id 48: the vocabulary has ids from 0 to 47"),
         ("decode", b"[-1]", "line 2: token id -1"),
     ],

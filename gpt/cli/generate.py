@@ -14,6 +14,7 @@ from typing import Any
 
 from gpt.cli.convert import add_tokenizer_arguments
 from gpt.errors import ConfigError, DataError
+from gpt.reading import parse_json, read_text
 from gpt.generation.settings import Decoding
 
 
@@ -135,7 +136,7 @@ def _read_prompts(args: argparse.Namespace) -> list[str]:
         where, lines, is_json = "standard input", _read_stdin().splitlines(), False
     else:
         where, is_json = args.prompts, args.prompts.endswith(".jsonl")
-        lines = _read_file(Path(args.prompts)).splitlines()
+        lines = read_text(Path(args.prompts)).splitlines()
     if not lines:
         raise DataError(f"{where} has no prompts: expected one a line")
     return [_prompt_of(line, f"{where}, line {number}") for number, line in enumerate(lines, 1)] if is_json else lines
@@ -143,9 +144,9 @@ def _read_prompts(args: argparse.Namespace) -> list[str]:
 
 def _prompt_of(line: str, where: str) -> str:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {error}") from None
+        row = parse_json(line)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise DataError(f'{where}: {line.strip():.80}: expected an object with a text as "prompt"')
     return row["prompt"]
@@ -156,9 +157,3 @@ def _read_stdin() -> str:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
         raise DataError(f"standard input is not UTF-8 text: {error}") from None
-
-
-def _read_file(path: Path) -> str:
-    from gpt.text.vocabulary import read_text
-
-    return read_text(path)

@@ -13,6 +13,7 @@ from typing import Any
 
 from gpt.cli.convert import add_tokenizer_arguments
 from gpt.errors import DataError
+from gpt.reading import lines_of, parse_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,7 @@ def _read_ids(model: Any) -> Iterator[list[int]]:
     """The ids of each line; DataError with the number of a line that cannot be scored."""
     from gpt.evaluation.token_scores import check_ids
 
-    for number, line in enumerate(sys.stdin, 1):
+    for number, line in enumerate(lines_of(sys.stdin.buffer, "standard input"), 1):
         try:
             ids = _ids_of(line, model.tokenizer)
             check_ids(model.config, ids)
@@ -53,13 +54,10 @@ def _read_ids(model: Any) -> Iterator[list[int]]:
         yield ids
 
 
-def _ids_of(line: str, tokenizer: Any) -> list[int]:
-    try:
-        tree = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f'not JSON: {error}; expected {{"ids": [...]}} or {{"text": ...}}') from None
+def _ids_of(line: bytes, tokenizer: Any) -> list[int]:
+    tree = parse_json(line)
     if not isinstance(tree, dict) or len(tree.keys() & {"ids", "text"}) != 1:
-        raise DataError(f'{line.strip():.80}: expected an object with either "ids" or "text"')
+        raise DataError(f'{json.dumps(tree):.80}: expected an object with either "ids" or "text"')
     if "ids" in tree:
         ids = tree["ids"]
         if not isinstance(ids, list) or not all(type(token) is int for token in ids):

@@ -5,10 +5,10 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from gpt.data.sources import expand, read_documents
 from gpt.errors import DataError
+from gpt.reading import lines_of, parse_json
 from gpt.text.pipeline import ROUTES
 from gpt.text.tokenizer import Tokenizer
 from gpt.text.training import train_bpe
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "train":
         return _train(args)
     tokenizer = Tokenizer.load(args.vocab, args.route)
-    for number, line in enumerate(sys.stdin.buffer, start=1):
+    for number, line in enumerate(lines_of(sys.stdin.buffer, "standard input"), start=1):
         try:
             answer = _encode(tokenizer, line) if args.action == "encode" else _decode(tokenizer, line)
         except DataError as error:
@@ -76,21 +76,14 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _encode(tokenizer: Tokenizer, line: bytes) -> list[int]:
-    text = _parse(line)
+    text = parse_json(line)
     if not isinstance(text, str):
         raise DataError(f"expected a JSON string, found {json.dumps(text):.80}")
     return tokenizer.encode(text)
 
 
 def _decode(tokenizer: Tokenizer, line: bytes) -> str:
-    ids = _parse(line)
+    ids = parse_json(line)
     if not isinstance(ids, list) or not all(type(item) is int for item in ids):
         raise DataError(f"expected a JSON list of ids, found {json.dumps(ids):.80}")
     return tokenizer.decode(ids)
-
-
-def _parse(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"is not JSON: {error}") from None

@@ -48,11 +48,16 @@ class Place:
         return self.where.rpartition("/")[2]
 
     def size(self) -> int:
-        """Bytes of the file; FileNotFoundError when there is nothing, IsADirectoryError when it is a directory."""
+        """Bytes of the file; FileNotFoundError when there is nothing, IsADirectoryError when it is a directory.
+
+        OSError for what has no size, such as a pipe, or an answer of a server that does not tell it.
+        """
         with _os_errors():
             found = self._fs.info(self._path)
         if found["type"] == "directory":
             raise IsADirectoryError(self.where)
+        if found["type"] != "file" or found["size"] is None:
+            raise OSError("it has no size that is known beforehand; expected a file")
         return found["size"]
 
     def exists(self) -> bool:
@@ -87,10 +92,13 @@ class Place:
         with _os_errors():
             self._fs.rm(self._path, recursive=True)
 
-    def read(self) -> bytes:
-        """The content of the file."""
+    def read(self, size: int | None = None) -> bytes:
+        """The content of the file, or its first `size` bytes and no more of it in memory."""
         with _os_errors():
-            return bytes(self._fs.cat_file(self._path))  # pyright: ignore[reportArgumentType] - never text
+            if size is None:
+                return bytes(self._fs.cat_file(self._path))  # pyright: ignore[reportArgumentType] - never text
+            with self._fs.open(self._path, "rb") as file:
+                return bytes(file.read(size))  # pyright: ignore[reportArgumentType]
 
     def sha256(self) -> str:
         """The digest of the file's content, in hexadecimal digits."""

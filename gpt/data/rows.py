@@ -3,12 +3,12 @@
 import codecs
 import csv
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt.errors import DataError
+from gpt.reading import lines_of, parse_json
 
 Row = tuple[int, dict[str, Any]]
 
@@ -37,9 +37,9 @@ def read_rows(
     try:
         with path.open("rb") as file:
             if (kind or path.suffix[1:]) == "jsonl":
-                yield from read_jsonl(file, path)
+                yield from read_jsonl(lines_of(file, path), path)
             else:
-                yield from _read_table(file, path, kind or path.suffix[1:], header, ragged)
+                yield from _read_table(lines_of(file, path), path, kind or path.suffix[1:], header, ragged)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -71,9 +71,9 @@ def read_jsonl(lines: Iterable[bytes], path: object) -> Iterator[Row]:
         if line.isspace():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number}: is not JSON: {error}") from None
+            row = parse_json(line)
+        except DataError as error:
+            raise DataError(f"{path}, line {number}: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: expected a JSON object, found {line.strip()[:40]!r}")
         yield number, row
@@ -89,6 +89,8 @@ def _read_table(lines: Iterator[bytes], path: Path, kind: str, header: Sequence[
             rows = itertools.chain([first], table)
         else:
             header = first
+        if len(set(header)) < len(header):
+            raise DataError(f"{path}: two columns have one name: {', '.join(header):.300}; rename one of them")
         for cells in rows:
             if not cells:
                 continue

@@ -13,6 +13,7 @@ from gpt.data.assemble import Recipe
 from gpt.data.parts import EncodedPart
 from gpt.data.place import Place
 from gpt.errors import ConfigError, DataError
+from gpt.reading import MAX_BYTES, parse_json
 
 _RECORD = "shard.json"
 
@@ -66,13 +67,15 @@ class Record:
         """
         way_out = f"remove {directory} and run its shard again"
         try:
-            tree = json.loads((directory / _RECORD).read())
+            tree = parse_json((directory / _RECORD).read(MAX_BYTES))
             recipe = Recipe(**tree.pop("recipe"))
             parts = [EncodedPart(**part) for part in tree.pop("parts")]
             record = cls(**tree, recipe=recipe, parts=parts)
+            if not all(type(part.size) is int and isinstance(part.file, str) for part in parts):
+                raise TypeError("a part without file or size")
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (DataError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{directory / _RECORD}: is damaged ({error}); {way_out}") from None
         sizes = directory.sizes()
         for part in parts:

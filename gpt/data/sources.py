@@ -10,6 +10,7 @@ from gpt.data.place import Place
 from gpt.data.rows import decode, read_jsonl
 from gpt.errors import DataError
 from gpt.files import did_you_mean, is_url
+from gpt.reading import lines_of
 
 TRAIN, VALIDATION = "train", "validation"
 
@@ -162,7 +163,7 @@ def _read_text(file: Any, item: str, _: str) -> Iterator[str]:
 
 
 def _read_jsonl(file: Any, item: str, text_field: str) -> Iterator[str]:
-    for line, row in read_jsonl(file, item):
+    for line, row in read_jsonl(lines_of(file, item), item):
         yield _text_of(row, text_field, f"{item}, line {line}")
 
 
@@ -179,7 +180,7 @@ def _read_parquet(file: Any, item: str, text_field: str) -> Iterator[str]:
                 for row in batch.to_pylist():
                     number += 1
                     yield _text_of(row, text_field, f"{item}, row {number}")
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{item}: is not a parquet file that can be read: {error}") from None
 
 
@@ -223,8 +224,6 @@ def _text_of(row: dict[str, Any], text_field: str, source: str) -> str:
     text = row[text_field]
     if not isinstance(text, str):
         raise DataError(f"{source}: field {text_field!r} is {_kind(text)}, expected a string")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise DataError(f"{source}: field {text_field!r} holds half of a surrogate pair, which is not text")
     return text.replace("\r\n", "\n")
 
 

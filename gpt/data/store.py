@@ -19,6 +19,7 @@ import numpy as np
 from gpt.data.place import Place
 from gpt.data.remote import RemoteTokens
 from gpt.errors import DataError
+from gpt.reading import MAX_BYTES, parse_json
 from gpt.text.tokenizer import Tokenizer
 
 INDEX_NAME = "index.json"
@@ -63,14 +64,12 @@ class StoreIndex:
     @classmethod
     def from_json(cls, text: str) -> "StoreIndex":
         """The index in a text; raises DataError at whatever `to_json` would not write."""
-        try:
-            tree = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"not JSON: {error}") from None
+        tree = parse_json(text)
         _check_keys(tree, "the index", {"format_version", "dtype", *(f.name for f in dataclasses.fields(cls))})
         version = tree["format_version"]
         _check(type(version) is int and version == FORMAT_VERSION, "format_version", version, FORMAT_VERSION)
         _check_count(tree, "vocab_size", at_least=1)
+        _check(tree["vocab_size"] <= 1 << 32, "vocab_size", tree["vocab_size"], "at most 2^32")
         _check_count(tree, "separator_id", at_least=0)
         _check(tree["separator_id"] < tree["vocab_size"], "separator_id", tree["separator_id"], "below vocab_size")
         dtype = token_dtype(tree["vocab_size"]).name
@@ -170,7 +169,9 @@ def read_windows(tokens: Tokens, starts: Sequence[int], length: int) -> list[np.
 def _read_index(directory: Place) -> StoreIndex:
     path = directory / INDEX_NAME
     try:
-        return StoreIndex.from_json(path.read().decode("utf-8"))
+        if (size := path.size()) > MAX_BYTES:
+            raise DataError(f"is larger than {MAX_BYTES:,} bytes, and so no index")
+        return StoreIndex.from_json(path.read(size).decode("utf-8"))
     except FileNotFoundError:
         problem = f"there is no {INDEX_NAME} in it" if directory.exists() else "there is no such directory"
         raise DataError(f"token store {directory}: {problem}; `gpt prepare` makes one") from None

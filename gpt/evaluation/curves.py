@@ -23,7 +23,7 @@ def draw_loss_curves(run_dirs: Sequence[Path], output: Path) -> None:
         if not lines:
             raise DataError(f"{str(run_dir)!r} has no metrics.jsonl with log lines: give run directories")
         for kind, style in (("train", "-"), ("validation", "o--")):
-            points = [(line["step"], _loss(line)) for line in lines if line["kind"] == kind]
+            points = [(line["step"], _loss(line, run_dir)) for line in lines if line["kind"] == kind]
             if points:
                 steps, losses = zip(*points, strict=True)
                 axes.plot(steps, losses, style, color=f"C{index}", markersize=3, label=f"{run_dir.name}, {kind}")
@@ -41,6 +41,11 @@ def save_figure(figure: Any, output: Path) -> None:
         raise DataError(f"--output {str(output)!r} cannot be written: {error}") from error
 
 
-def _loss(line: dict) -> float:
+def _loss(line: dict[str, Any], run_dir: Path) -> float:
     """The task's loss, or the language model's where there is no task: the same quantity in both kinds of line."""
-    return line["task_loss"] if "task_loss" in line else line["lm_loss"]
+    loss = line.get("task_loss", line.get("lm_loss"))
+    if not isinstance(loss, int | float):
+        raise DataError(
+            f"{str(run_dir)!r}: metrics.jsonl has no loss in its line of step {line['step']}: found {loss!r:.40}"
+        )
+    return loss

@@ -5,20 +5,20 @@ from 0. File names, label words and test sizes are GLUE's (Wang et al. 2018, and
 """
 
 import io
-import json
 import math
 import os
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpt.data.rows import read_rows
 from gpt.errors import ConfigError, DataError
 from gpt.evaluation.scores import predictions_path
 from gpt.metrics import glue_score
+from gpt.reading import MAX_BYTES
 from gpt.tasks.registry import TASKS
 from gpt.tasks.targets import MAX_SCORE
-from gpt.training.run_dir import load_config, read_result
+from gpt.training.run_dir import load_config, read_result, validation_scores
 
 HEADER = "index\tprediction"
 
@@ -111,20 +111,20 @@ def _runs_by_task(runs: Path) -> dict[str, list[Path]]:
 def _sheet_text(sheet: Sheet, path: Path) -> str:
     """The TSV of one predictions file."""
     lines = [HEADER]
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            prediction = row["prediction"]
-            word = sheet.labels[prediction] if sheet.labels else f"{float(prediction):.3f}"
-            lines.append(f"{row['row']}\t{word}")
-        except (ValueError, KeyError, IndexError, TypeError):
-            raise DataError(f"{path}, line {number}: {line[:60]!r} is no prediction: run eval.py anew") from None
+    for number, row in read_rows(path, "jsonl"):
+        index: Any = row.get("row")
+        prediction: Any = row.get("prediction")
+        is_number = type(prediction) in ((int,) if sheet.labels else (int, float))
+        if type(index) is not int or not is_number or (sheet.labels and not 0 <= prediction < len(sheet.labels)):
+            raise DataError(f"{path}, line {number}: {row!r:.60} is no prediction: run eval.py anew")
+        lines.append(f"{index}\t{sheet.labels[prediction] if sheet.labels else f'{prediction:.3f}'}")
     return "\n".join(lines) + "\n"
 
 
 def _validation_score(chosen: dict[str, Path]) -> float | None:
-    results = {SHEETS[name].task: read_result(path.parents[1]) or {} for name, path in chosen.items()}
-    return glue_score({task: result.get("validation", {}) for task, result in results.items()})
+    return glue_score(
+        {SHEETS[name].task: validation_scores(read_result(path.parents[1]) or {}) for name, path in chosen.items()}
+    )
 
 
 def _write_zip(output: Path, texts: dict[str, str]) -> None:
@@ -153,8 +153,11 @@ def check_submission(path: Path) -> dict[str, int]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            contents = {name: archive.read(name) for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+            # Of other files the name is enough; those of GLUE have less than 8 MB.
+            contents = {name: _unzipped(archive, name) if name in SHEETS else b"" for name in archive.namelist()}
+    except DataError as error:
+        raise DataError(f"{str(path)!r}: {error}") from None
+    except Exception as error:  # whatever a damaged archive makes the decompressors raise
         raise DataError(f"{str(path)!r} cannot be read as a zip file: {error}") from error
     problems = [f"{name} is missing" for name in SHEETS if name not in contents]
     problems += [f"{name} is none of GLUE's files" for name in contents if name not in SHEETS]
@@ -166,6 +169,14 @@ def check_submission(path: Path) -> dict[str, int]:
     if problems:
         raise DataError(f"{str(path)!r} is no GLUE submission:\n  " + "\n  ".join(sorted(problems)))
     return {name: SHEETS[name].num_rows for name in SHEETS}
+
+
+def _unzipped(archive: zipfile.ZipFile, name: str) -> bytes:
+    with archive.open(name) as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{name} is larger than {MAX_BYTES:,} bytes when it is unpacked")
+    return content
 
 
 def _problems_of_sheet(name: str, text: str) -> list[str]:

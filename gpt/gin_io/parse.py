@@ -14,9 +14,13 @@ from gin import config_parser
 from gpt.errors import ConfigError
 from gpt.files import did_you_mean
 from gpt.gin_io.fields import FIELDS, explain_unknown, options_of
+from gpt.reading import read_bytes
 
 NO_CODE = "a config holds values only and never runs code; delete it"
 _SWEEP, _GIN_FILE = "sweep", "gin_file"
+_MAX_BYTES = 1 << 20
+_MAX_STRINGS = 1000
+_MAX_BITS = 4096
 
 
 class Binding(NamedTuple):
@@ -49,6 +53,22 @@ class _Key(str):
 
 
 class _Parser(config_parser.ConfigParser):
+    _strings = 0
+
+    def _advance(self) -> None:
+        before: Any = self.current_token
+        super()._advance()
+        after: Any = self.current_token
+        self._strings = self._strings + 1 if before.type == after.type == tokenize.STRING else 0
+        if self._strings > _MAX_STRINGS:  # gin reads all of them again for each
+            self._raise_syntax_error(f"More than {_MAX_STRINGS} strings one after another.")
+
+    def parse_value(self) -> Any:
+        value = super().parse_value()
+        if type(value) is int and value.bit_length() > _MAX_BITS:  # in base 16, what Python then refuses to print
+            self._raise_syntax_error(f"A whole number of more than {_MAX_BITS} bits.")
+        return value
+
     def _parse_dict_item(self) -> tuple[Any, Any]:
         key, value = super()._parse_dict_item()
         return _Key(key) if isinstance(key, str) else key, value
@@ -118,7 +138,7 @@ def _locate(name: str, folder: Path) -> Path:
 def _read_text(path: Path, included_in: str) -> str:
     source = f"{os.path.normpath(path)}{f' (included in {included_in})' if included_in else ''}"
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path, _MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         siblings = [sibling.name for sibling in path.parent.glob("*.gin")]
         raise ConfigError(f"{source}: no such file{did_you_mean(path.name, siblings)}") from None
@@ -130,7 +150,7 @@ def _read_text(path: Path, included_in: str) -> str:
 
 def _read_override(text: str) -> Binding:
     flag = f"--gin.{text}"
-    match = re.fullmatch(r"\s*(\w[\w./]*)\s*=\s*(\S.*?)\s*", text)
+    match = re.fullmatch(r"(\w[\w./]*)\s*=\s*(\S.*)", text.strip())
     if not match:
         raise ConfigError(f"{flag}: expected --gin.Section.field=value, such as --gin.ModelConfig.num_layers=6")
     name, value = match.groups()
@@ -154,6 +174,10 @@ def _parse(text: str, source: Path | str) -> list[Any]:
         line, reason = error.lineno, error.msg.splitlines()[-1].strip()
     except tokenize.TokenError as error:
         reason, (line, _) = error.args
+    except RecursionError:
+        reason, line = "nested too deeply", None
+    except ValueError as error:
+        reason, line = str(error), None
     expected = "expected `Section.field = value`, text in quotes"
     raise ConfigError(f"{_where(source, line)}: not gin syntax: {reason} ({expected})")
 

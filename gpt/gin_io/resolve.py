@@ -1,6 +1,7 @@
 """Bindings to a `RunConfig`: what wins, macros, types, and what is still to be set."""
 
 import dataclasses
+import itertools
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -12,6 +13,8 @@ from gpt.errors import ConfigError
 from gpt.files import did_you_mean
 from gpt.gin_io.fields import FIELDS, did_you_mean_field, options_of, type_text
 from gpt.gin_io.parse import NO_CODE, Binding, Symbol, read_all
+
+_MAX_VALUES = 20_000
 
 
 def load(
@@ -60,9 +63,12 @@ def _resolve_macros(bindings: Sequence[Binding], used_elsewhere: Collection[str]
     """The bindings with the values that their macros stand for; a macro without definition or use is an error."""
     definitions = {binding.key: binding for binding in bindings if binding.key not in FIELDS}
     used: set[str] = set()
+    counter = itertools.count(1)
 
     def resolve(binding: Binding, trail: tuple[str, ...] = ()) -> Binding:
         value, where = binding.value, binding.where
+        if next(counter) > _MAX_VALUES:
+            raise ConfigError(f"{where}: macros stand for more than {_MAX_VALUES:,} values in all")
         if isinstance(value, list | tuple):
             items = [resolve(binding._replace(value=item), trail).value for item in value]
             return binding._replace(value=type(value)(items))
@@ -86,7 +92,10 @@ def _resolve_macros(bindings: Sequence[Binding], used_elsewhere: Collection[str]
         meant, place = definitions[value.name].value, definitions[value.name].where
         return resolve(binding._replace(value=meant, where=f"{where} ({value} of {place})"), (*trail, value.name))
 
-    resolved = [resolve(binding) for binding in bindings]
+    try:
+        resolved = [resolve(binding) for binding in bindings]
+    except RecursionError:
+        raise ConfigError(f"{bindings[0].where}: macros or values lie too deep in one another from here on") from None
     for name, binding in definitions.items():
         if name not in used and name not in used_elsewhere:
             hint = did_you_mean_field(name) or did_you_mean(name, used)
@@ -102,17 +111,22 @@ def typed(binding: Binding) -> Binding:
         if not abs(value) <= sys.float_info.max:
             raise ConfigError(f"{binding.where}: {binding.key}: the number is beyond the range of a float")
         return binding._replace(value=float(value))
+    if type(value) is int and int in options and abs(value) >= 1 << 63:
+        raise ConfigError(f"{binding.where}: {binding.key}: the number is beyond the range of 64 bits")
     if type(value) is dict and dict[str, float] in options and _holds_numbers(value):
         return binding._replace(value={key: float(number) for key, number in value.items()})
     # `type`, not `isinstance`: True is no number of layers.
     if value is REQUIRED or type(value) in options or (isinstance(value, str) and value in options):
         return binding
     hint = did_you_mean(str(value), [option for option in options if isinstance(option, str)])
-    raise ConfigError(f"{binding.where}: {binding.key} = {value!r}: expected {type_text(annotation)}{hint}")
+    raise ConfigError(f"{binding.where}: {binding.key} = {value!r:.300}: expected {type_text(annotation)}{hint}")
 
 
 def _holds_numbers(value: dict[Any, Any]) -> bool:
-    return all(type(key) is str and type(number) in (int, float) for key, number in value.items())
+    def is_number(number: Any) -> bool:
+        return type(number) is float or (type(number) is int and abs(number) <= sys.float_info.max)
+
+    return all(type(key) is str and is_number(number) for key, number in value.items())
 
 
 def _refuse_unset(settings: dict[str, Binding]) -> None:

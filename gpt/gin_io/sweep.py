@@ -10,6 +10,7 @@ value of any axis: where something else would win over it, that is an error.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gpt.gin_io.parse import Binding, is_file_axis, macros_in, read_all, read_fi
 from gpt.gin_io.resolve import build_config, typed
 
 _OUTPUT = "RunConfig.output_dir"
+_MAX_CELLS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,8 @@ class SweepSettings:
         # A later axis of the same key wins, in the place of the first.
         axes = {binding.key: _axis(binding) for binding in bindings if binding.axis}
         self.axes = tuple(axes.values())
+        if (num_cells := math.prod(len(axis.values) for axis in self.axes)) > _MAX_CELLS:
+            raise ConfigError(f"the axes make {num_cells:,} cells; expected at most {_MAX_CELLS:,}")
         self._places: list[Axis | Binding] = []
         for binding in bindings:
             if not binding.axis:
@@ -110,6 +114,8 @@ def _axis(binding: Binding) -> Axis:
         raise ConfigError(f"{where} = {written!r}: an axis takes a list of values, such as [{written!r}]")
     if not written:
         raise ConfigError(f"{where} is empty: give it at least one value, or delete the axis")
+    if len(written) > _MAX_CELLS:
+        raise ConfigError(f"{where} has {len(written):,} values; expected at most {_MAX_CELLS:,}")
     if any(macros_in(written)):
         raise ConfigError(f"{where} = {written!r}: a macro is not taken here: write the values")
     values = list(written)

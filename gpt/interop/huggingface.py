@@ -60,6 +60,11 @@ def read_huggingface(directory: Path, tokenizer: Tokenizer | None) -> Model:
     settings = read_config(directory / CONFIG_FILE, has_choice_head=head == "multiple_choice")
     sizes = split_vocabulary(settings.num_embeddings, tokenizer, str(directory / CONFIG_FILE))
     config = settings.model_config(*sizes, directory / CONFIG_FILE)
+    if config.num_layers > len(arrays):
+        raise DataError(
+            f"{directory / CONFIG_FILE}: n_layer = {config.num_layers:,}, but {path.name} holds {len(arrays)} arrays, "
+            f"of which each block takes {len(BLOCK_ARRAYS)}"
+        )
     check_shapes(
         {name: array.shape for name, array in arrays.items()},
         _shapes(config, head, arrays[_SCORE].shape[0] if head == "score" else 1),

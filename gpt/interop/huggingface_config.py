@@ -149,8 +149,8 @@ def _number(tree: dict[str, Any], name: str, default: int | float, path: Path) -
     value = tree.get(name, default)
     if isinstance(default, float) and type(value) is int:
         value = float(value)
-    if type(value) is not type(default):
-        raise DataError(f"{path}: {name} = {value!r}: expected {type(default).__name__}")
+    if type(value) is not type(default) or (type(value) is int and value >= 1 << 31):
+        raise DataError(f"{path}: {name} = {value!r:.80}: expected {type(default).__name__}")
     return value
 
 

@@ -34,9 +34,11 @@ from gpt.interop.weights import (
     stack_blocks,
     unflatten,
 )
+from gpt.reading import require_file
 from gpt.text.tokenizer import Tokenizer
 
 NUM_SHARDS = 10
+_MAX_SHAPES = 2 + 12 * 200  # of 200 blocks; the published model has 12
 
 
 def read_openai(directory: Path, tokenizer: Tokenizer | None) -> Model:
@@ -141,13 +143,15 @@ def _read_shards(directory: Path) -> np.ndarray:
 
 
 def _read_shard(path: Path) -> np.ndarray:
+    require_file(path)
     try:
-        with path.open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-            rest = file.read(1)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+        # Mapped, so that what the header claims takes no memory before it is held against the size of the file.
+        array = np.lib.format.open_memmap(path, mode="r")
+        rest = path.stat().st_size - array.offset - array.nbytes
+    # NumPy's reader of headers leaves open what it raises. A pickle it refuses to map.
+    except Exception as error:
         raise DataError(
-            f"{path}: not a whole .npy array of floats ({str(error).splitlines()[0]}); expected one of OpenAI's "
+            f"{path}: not a whole .npy array of floats ({str(error).partition(chr(10))[0]}); expected one of OpenAI's "
             "shards, copy it again. Pickled objects are refused, because reading them would run code"
         ) from None
     if rest or array.ndim != 1:
@@ -169,6 +173,8 @@ def _openai_shapes(config: ModelConfig) -> Shapes:
 
 def _check_sequence(shapes: list[tuple[int, ...]], expected: Shapes, source: str) -> None:
     """Raises one DataError that names every array that is missing, misshapen, or too much."""
+    if len(shapes) > _MAX_SHAPES:
+        raise DataError(f"{source}: {len(shapes):,} shapes; expected at most {_MAX_SHAPES:,}")
     names = list(expected)
     problems = []
     for place, here in _align(list(expected.values()), shapes):

@@ -7,8 +7,10 @@ import numpy as np
 import safetensors
 
 from gpt.errors import DataError
-from gpt.interop.torch_file import BFLOAT16, read_torch_file
+from gpt.interop.torch_file import read_torch_file
+from gpt.interop.torch_pickle import BFLOAT16, MAX_AXES
 from gpt.interop.weights import Arrays, read_json
+from gpt.reading import require_file
 
 SAFETENSORS = "model.safetensors"
 _CANDIDATES = (
@@ -64,14 +66,17 @@ def read_tensors(path: Path) -> Arrays:
 
 def read_safetensors(path: Path) -> Arrays:
     """The tensors of one file."""
+    require_file(path)
     try:
         entries: Any = safetensors.deserialize(path.read_bytes())
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, MemoryError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: not a whole .safetensors file ({error}); copy it again") from None
     tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
             raise DataError(f"{path}: {name} is {entry['dtype']}; expected float32, float16 or bfloat16: cast it first")
+        if len(entry["shape"]) > MAX_AXES:
+            raise DataError(f"{path}: {name} has {len(entry['shape'])} axes; expected at most {MAX_AXES}")
         tensors[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors
 

@@ -5,7 +5,6 @@ unexpected or of another shape, all in one error. Values are never changed: floa
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from gpt import reading
 from gpt.config import ModelConfig
 from gpt.errors import DataError
 from gpt.model.gpt import Params, param_shapes
@@ -117,12 +117,9 @@ def _text(shape: tuple[int, ...]) -> str:
 
 def read_json(path: Path, purpose: str) -> Any:
     """The value in a JSON file; DataError, which says what the file is for, when there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {purpose}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from None
+    if not path.exists():
+        raise DataError(f"{path}: no such file; {purpose}")
+    return reading.read_json(path)
 
 
 def as_float32(arrays: Mapping[str, np.ndarray], source: str) -> tuple[Arrays, tuple[str, ...]]:

@@ -6,12 +6,12 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gpt import gin_io
 from gpt.config import CheckpointConfig, MeshConfig, ModelConfig, RunConfig
 from gpt.errors import DataError, GPTError
-from gpt.training.run_dir import load_config, read_result
+from gpt.training.run_dir import load_config, read_result, validation_scores
 
 FULL, NO_PRETRAINING, NO_AUX_LM, LSTM = "full", "no_pretraining", "no_aux_lm", "lstm"
 
@@ -115,7 +115,7 @@ def finished_runs(root: Path) -> tuple[list[FinishedRun], list[str]]:
         if result is None:
             num_unfinished += 1
             continue
-        scores = _numbers(result.get("validation") if isinstance(result, dict) else None)
+        scores = validation_scores(result)
         bad = sorted(name for name, value in scores.items() if not math.isfinite(value))
         if bad or not scores:
             found = f"{', '.join(bad)} is no finite number" if bad else "no validation scores"
@@ -125,13 +125,6 @@ def finished_runs(root: Path) -> tuple[list[FinishedRun], list[str]]:
     if num_unfinished:
         notes.append(f"{num_unfinished} runs of a task are not finished (no result.json), and left out")
     return runs, notes
-
-
-def _numbers(validation: Any) -> Scores:
-    if not isinstance(validation, dict):
-        return {}
-    numbers = {name: value for name, value in validation.items() if type(value) in (int, float)}
-    return {name: float(value) for name, value in numbers.items() if name != "step"}
 
 
 def setting_of(config: RunConfig) -> RunConfig:

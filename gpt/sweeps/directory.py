@@ -14,6 +14,7 @@ from typing import Any
 from gpt.errors import ConfigError, DataError
 from gpt.files import create
 from gpt.gin_io import settings_of
+from gpt.reading import read_json
 from gpt.sweeps.grid import Cell
 
 _RECORD = "sweep.json"
@@ -56,12 +57,19 @@ def open_sweep(output: Path, cells: Sequence[Cell]) -> None:
 
 
 def read_sweep(output: Path) -> Settings:
-    """The settings of every cell of the sweep in `output`; DataError when there is none."""
+    """The settings of every cell of the sweep in `output`; DataError when there is none, or its record is damaged."""
     path = output / _RECORD
     if not path.exists():
         raise DataError(f"{str(output)!r} is not the directory of a sweep: there is no {_RECORD} in it")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return {name: {**record["settings"], **own} for name, own in record["cells"].items()}
+    record = read_json(path)
+    shared, cells = (record.get("settings"), record.get("cells")) if isinstance(record, dict) else (None, None)
+    if not isinstance(shared, dict) or not isinstance(cells, dict):
+        raise DataError(f"{path}: is no record of a sweep: expected a JSON object with settings and cells")
+    for name, own in cells.items():
+        # A name is that of a directory in this one.
+        if not isinstance(own, dict) or name.startswith(".") or set(name) & set("/\\\0"):
+            raise DataError(f"{path}: {name!r:.80} is no cell of a sweep")
+    return {name: {**shared, **own} for name, own in cells.items()}
 
 
 def attempts_of(output: Path, name: str) -> Path:

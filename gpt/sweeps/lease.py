@@ -9,17 +9,19 @@ import contextlib
 import functools
 import json
 import os
+import re
 import socket
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Literal, NamedTuple
 
 from gpt.errors import DataError
 from gpt.files import create, write_atomically
+from gpt.reading import read_json
 
 HEARTBEAT_SECONDS = 15.0
 LOST_AFTER_SECONDS = 300.0
@@ -54,13 +56,29 @@ class Attempt(NamedTuple):
         return json.dumps({name: value for name, value in self._asdict().items() if name not in ("path", "number")})
 
 
+_KINDS = {
+    "host": (str,),
+    "pid": (int,),
+    "machine": (str,),
+    "process_start": (str,),
+    "end": (str, NoneType),
+    "error": (str, NoneType),
+}
+
+
 def latest_attempt(folder: Path) -> Attempt | None:
-    """The attempt that counts, of those in `folder`; None before the first."""
-    numbers = [int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal()]
+    """The attempt that counts, of those in `folder`; None before the first. DataError when its file is damaged."""
+    numbers = [int(path.stem) for path in folder.glob("*.json") if re.fullmatch("[0-9]{4,9}", path.stem)]
     if not numbers:
         return None
     path = _path(folder, max(numbers))
-    return Attempt(path, max(numbers), **json.loads(path.read_text(encoding="utf-8")))
+    tree = read_json(path)
+    if not isinstance(tree, dict) or tree.keys() != _KINDS.keys():
+        raise DataError(f"{path}: is no attempt at a cell: expected a JSON object with {', '.join(_KINDS)}")
+    for name, kinds in _KINDS.items():
+        if type(tree[name]) not in kinds:
+            raise DataError(f"{path}: is no attempt at a cell: {name} is {tree[name]!r:.80}")
+    return Attempt(path, max(numbers), **tree)
 
 
 def claim(folder: Path) -> "Lease | None":

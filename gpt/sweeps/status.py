@@ -15,7 +15,7 @@ from gpt.sweeps.directory import attempts_of, read_sweep
 from gpt.sweeps.lease import Attempt, latest_attempt
 from gpt.tasks.registry import find_task
 from gpt.training.report import console
-from gpt.training.run_dir import read_metrics, read_num_steps, read_result
+from gpt.training.run_dir import read_metrics, read_num_steps, read_result, validation_scores
 
 State = Literal["running", "failed", "lost", "stopped", "waiting", "done"]
 STATES: dict[State, str] = {
@@ -53,7 +53,8 @@ class Row(NamedTuple):
 def read_status(output: Path, names: Sequence[str] | None = None) -> list[Row]:
     """A row for each cell of the sweep in `output`, or for those of `names`; DataError when it holds no sweep."""
     settings = read_sweep(output)
-    return [_row(output, name, settings[name]["TaskConfig.name"]) for name in (settings if names is None else names)]
+    tasks = {name: own.get("TaskConfig.name") for name, own in settings.items()}
+    return [_row(output, name, tasks[name]) for name in (settings if names is None else names)]
 
 
 def count_states(rows: Sequence[Row]) -> str:
@@ -117,7 +118,7 @@ def _row(output: Path, name: str, task: str | None) -> Row:
         step=lines[-1]["step"] if lines else 0,
         of=read_num_steps(run_dir),
         metric=metric,
-        value=None if result is None else result["validation"].get(metric),
+        value=None if result is None else validation_scores(result).get(metric),
         host=attempt.host if attempt else None,
         pid=attempt.pid if attempt else None,
         attempts=attempt.number if attempt else 0,

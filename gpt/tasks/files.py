@@ -1,6 +1,5 @@
 """The rows of a split from the files of a directory, in whichever published form they are there."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from xml.etree import ElementTree
 
 from gpt.data.rows import decode, read_rows
 from gpt.errors import DataError
+from gpt.reading import parse_json, read_bytes
 from gpt.tasks.sources import Files, Source, plain_files
 
 Located = tuple[str, dict[str, Any]]
@@ -56,8 +56,13 @@ def _read(source: Source, kind: str, path: Path) -> Iterator[Located]:
 
 def _copa_items(path: Path) -> Iterator[Located]:
     """COPA's release: items with a premise, two alternatives and the number of the more plausible one."""
+    text = _text(path)
+    if "<!ENTITY" in text:
+        raise DataError(
+            f"{path}: defines entities, which COPA's files do not: refused, because they may grow without end"
+        )
     try:
-        items = ElementTree.fromstring(path.read_bytes()).findall("item")
+        items = ElementTree.fromstring(text).findall("item")
     except ElementTree.ParseError as error:
         raise DataError(f"{path}: is not XML: {error}") from None
     for number, item in enumerate(items, 1):
@@ -80,10 +85,18 @@ def _passages(folder: Path) -> Iterator[Located]:
     if not paths:
         raise DataError(f"{folder}: no .txt files; expected one a passage")
     for path in paths:
+        text = _text(path)
         try:
-            passage = json.loads(decode(path.read_bytes(), path, 1))
-        except ValueError as error:
-            raise DataError(f"{path}: is not JSON: {error}") from None
+            passage = parse_json(text)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
         if not isinstance(passage, dict):
             raise DataError(f"{path}: expected a JSON object with article, questions, options and answers")
         yield str(path), passage
+
+
+def _text(path: Path) -> str:
+    try:
+        return decode(read_bytes(path), path, 1)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None

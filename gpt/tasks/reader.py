@@ -102,7 +102,7 @@ def _parse(
     sequences = task.transform.sequences(row)
     for segments in sequences:
         if not all(isinstance(segment, str) and segment.strip() for segment in segments):
-            raise DataError(f"{where}: a text is empty or not a string: {segments!r}; remove the row or fill it")
+            raise DataError(f"{where}: a text is empty or not a string: {segments!r:.300}; remove the row or fill it")
     if is_secret:
         return Example(sequences, None)
     if task.targets == "class":
@@ -115,10 +115,10 @@ def _class_index(task: Task, label: Any, num_sequences: int, where: str) -> int:
     text = task.source.aliases.get(str(label), str(label))
     if text in task.labels:
         return task.labels.index(text)
-    if text.isdecimal() and int(text) < num_classes:
+    if text.isdecimal() and len(text) < 10 and int(text) < num_classes:
         return int(text)
     words = f" or {', '.join(task.labels)}" if task.labels else ""
-    raise DataError(f"{where}: label {label!r} is not in the set: expected 0 to {num_classes - 1}{words}")
+    raise DataError(f"{where}: label {label!r:.80} is not in the set: expected 0 to {num_classes - 1}{words}")
 
 
 def _number(label: Any, where: str) -> float:
@@ -127,5 +127,5 @@ def _number(label: Any, where: str) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not 0 <= value <= MAX_SCORE:
-        raise DataError(f"{where}: label {label!r} is not in the set: expected a number from 0 to {MAX_SCORE}")
+        raise DataError(f"{where}: label {label!r:.80} is not in the set: expected a number from 0 to {MAX_SCORE}")
     return value

@@ -30,7 +30,7 @@ class Transform:
     both_orders: bool = False
 
 
-def _choices(row: Mapping[str, Any]) -> list[Segments]:
+def _choices(row: Mapping[str, Any]) -> list[tuple[Any, ...]]:  # the reader looks whether they are texts
     question = (row["question"],) if row.get("question") else ()
     return [(row["context"], *question, choice) for choice in row["choices"]]
 

@@ -13,7 +13,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gpt.errors import DataError
-from gpt.text.vocabulary import UNKNOWN, WORD_END, Vocabulary, checked_ids, parse_json
+from gpt.reading import parse_json
+from gpt.text.vocabulary import UNKNOWN, WORD_END, Vocabulary, checked_ids
 
 Route = Literal["original", "basic"]
 ROUTES: tuple[Route, ...] = get_args(Route)
@@ -61,7 +62,7 @@ def _check_parts(tree: dict[str, Any], model: dict[str, Any]) -> Route:
     for key in () if is_original else ("normalizer", "pre_tokenizer"):
         if found.get(key) != basic[key]:
             raise DataError(
-                f"not a byte-pair encoding of the basic or the original route: {key} is {found.get(key)!r}, "
+                f"not a byte-pair encoding of the basic or the original route: {key} is {found.get(key)!r:.300}, "
                 f"expected {basic[key]!r} for basic (original has neither normalizer nor pre_tokenizer)"
             )
     route: Route = "original" if is_original else "basic"
@@ -79,7 +80,8 @@ def _check_parts(tree: dict[str, Any], model: dict[str, Any]) -> Route:
     for key, values in wanted.items():
         if found.get(key) not in values:
             raise DataError(
-                f"not a byte-pair encoding of the {route} route: {key} is {found.get(key)!r}, expected {values[0]!r}"
+                f"not a byte-pair encoding of the {route} route: {key} is {found.get(key)!r:.300}, "
+                f"expected {values[0]!r}"
             )
     return route
 
@@ -100,15 +102,17 @@ def _pair(number: int, item: Any) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def _check_added_tokens(added: list[Any], vocabulary: Vocabulary) -> None:
+def _check_added_tokens(added: Any, vocabulary: Vocabulary) -> None:
     """DataError for added tokens but `<unk>` and the three special ones, which the model has rows for."""
+    if not isinstance(added, list):
+        raise DataError(f"added_tokens is {added!r:.80}, expected a list")
     expected = {UNKNOWN: vocabulary.ids[UNKNOWN]}
     expected |= {name: vocabulary.size + offset for offset, name in enumerate(SPECIAL_TOKENS)}
     for token in added:
         name, index = (token.get("content"), token.get("id")) if isinstance(token, dict) else (token, None)
         if not isinstance(name, str) or expected.get(name) != index:
             raise DataError(
-                f"added_tokens holds {name!r} with id {index!r}: the only tokens added to a vocabulary may be "
+                f"added_tokens holds {name!r:.80} with id {index!r:.80}: the only tokens added to a vocabulary may be "
                 + ", ".join(f"{name!r} ({index})" for name, index in expected.items())
                 + "; remove the others"
             )

@@ -17,12 +17,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from gpt.errors import DataError
+from gpt.reading import read_text
 from gpt.text import pipeline
 from gpt.text.basic import BasicRoute
 from gpt.text.original import OriginalRoute, require_newline
 from gpt.text.pieces import Encoding, Piece
 from gpt.text.pipeline import Route
-from gpt.text.vocabulary import FILE_NAME, NEWLINE, PAIRS, Vocabulary, pair_contents, read_pair, read_text, write_new
+from gpt.text.vocabulary import FILE_NAME, NEWLINE, PAIRS, Vocabulary, pair_contents, read_pair, write_new
 
 _BATCH_LENGTH = 1 << 20  # characters encoded at once
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from gpt.errors import DataError
 from gpt.files import write_atomically
+from gpt.reading import read_json, read_text
 
 UNKNOWN = "<unk>"
 WORD_END = "</w>"
@@ -74,11 +75,7 @@ class Vocabulary:
 
 def read_pair(vocab_path: Path, merges_path: Path) -> Vocabulary:
     """The vocabulary of a file with the tokens and one with the merges; DataError names the file that is wrong."""
-    text = read_text(vocab_path)
-    try:
-        tree = parse_json(text)
-    except DataError as error:
-        raise DataError(f"{vocab_path}: {error}") from None
+    tree = read_json(vocab_path)
     merges = _parse_merges(read_text(merges_path), merges_path)
     try:
         vocabulary = Vocabulary(checked_ids(tree), merges)
@@ -131,35 +128,6 @@ def pair_contents(vocabulary: Vocabulary, kind: str) -> dict[str, str]:
         vocab = json.dumps(dict(vocabulary.ids), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     merges = "".join(f"{left} {right}\n" for left, right in vocabulary.merges)
     return {vocab_name: vocab, merges_name: f"{_HEADER}\n{merges}"}
-
-
-def parse_json(text: str) -> Any:
-    """The value of JSON text; DataError for what is not JSON, or gives one key twice."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        tree = dict(pairs)
-        if len(tree) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in tree if keys.count(key) > 1)
-            raise DataError(f"the entry {twice!r} is there twice; remove one of them")
-        return tree
-
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON: {error}") from None
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, line ends as they are; DataError names the file."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text: {error}") from None
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def write_new(directory: Path, contents: Mapping[str, str]) -> None:

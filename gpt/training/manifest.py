@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from gpt.errors import DataError
 from gpt.files import sync, sync_directory
+from gpt.reading import read_json
 
 NAME = "manifest.json"
 _VERIFYING_THREADS = 4
@@ -30,7 +32,7 @@ def write_manifest(checkpoint: Path, step: int, notes: dict[str, Any]) -> None:
 
 def read_notes(checkpoint: Path) -> dict[str, Any]:
     """The `notes` of a checkpoint, which is a verified one."""
-    return json.loads((checkpoint / NAME).read_text(encoding="utf-8"))["notes"]
+    return read_json(checkpoint / NAME)["notes"]
 
 
 def find_damage(checkpoint: Path, step: int, is_used: Callable[[str], bool] = lambda _: True) -> str | None:
@@ -43,7 +45,7 @@ def find_damage(checkpoint: Path, step: int, is_used: Callable[[str], bool] = la
         return _find_damage(checkpoint, step, is_used)
     except OSError as error:
         return f"it cannot be read: {error}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (DataError, ValueError, KeyError, TypeError, AttributeError):
         return f"{NAME} is damaged"
 
 
@@ -53,7 +55,7 @@ def _find_damage(checkpoint: Path, step: int, is_used: Callable[[str], bool]) ->
             f"it has no {NAME}, so it cannot be verified: the file is gone, or an earlier version of gpt wrote the "
             "checkpoint (`gpt verify --sign RUN` takes its files as they are)"
         )
-    manifest = json.loads((checkpoint / NAME).read_text(encoding="utf-8"))
+    manifest = read_json(checkpoint / NAME)
     if manifest["step"] != step:
         return f"it is the checkpoint of step {manifest['step']}"
     expected, there = manifest["files"], _files(checkpoint)

@@ -12,12 +12,14 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, DataError
+from gpt.reading import parse_json
 
 Facts = Mapping[str, str]
 """What must be the same in every process: settings and versions as text, by name."""
 
 _READ_SECONDS = 10.0
+_MAX_LINE_BYTES = 1 << 20  # whoever else finds the port may send without end
 _SHOWN = 5
 
 
@@ -91,8 +93,8 @@ def _report_to(host: str, port: int, own: dict[str, Any], timeout: float) -> str
         # It may have begun to wait only now, and waits as long.
         connection.settimeout(timeout + _READ_SECONDS)
         try:
-            return json.loads(_read_line(connection))["complaint"]
-        except (OSError, ValueError, KeyError) as error:
+            return parse_json(_read_line(connection))["complaint"]
+        except (OSError, DataError, LookupError, TypeError) as error:
             return f"{coordinator} ended, or is no process of this run ({error}): read its output, or take another port"
 
 
@@ -153,10 +155,10 @@ def _admit(connection: socket.socket) -> _Guest | None:
     """Who is at the door; None for whoever is no process of a run, such as a scan of ports."""
     connection.settimeout(_READ_SECONDS)
     try:
-        hello = json.loads(_read_line(connection))
+        hello = parse_json(_read_line(connection))
         if hello.keys() == {"num_processes", "process_id", "host", "facts"}:
             return _Guest(connection, hello)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, DataError, AttributeError):
         pass
     connection.close()
     return None
@@ -169,4 +171,4 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
 
 def _read_line(connection: socket.socket) -> bytes:
     with connection.makefile("rb") as file:
-        return file.readline()
+        return file.readline(_MAX_LINE_BYTES)

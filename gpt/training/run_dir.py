@@ -11,6 +11,8 @@ result.json         the summary, once the run is finished
 
 import dataclasses
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from gpt import gin_io
 from gpt.config import RunConfig
 from gpt.errors import ConfigError, DataError
 from gpt.files import write_atomically
+from gpt.reading import lines_of, parse_json, read_json, read_text
 from gpt.text.tokenizer import Tokenizer
 from gpt.training.processes import is_first, meet
 
@@ -81,9 +84,24 @@ def load_tokenizer(run_dir: Path) -> Tokenizer:
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """The summary of a finished run; None when it is not finished."""
+    """The summary of a finished run; None when it is not finished.
+
+    Raises:
+      DataError: it is no JSON object, or its `validation` is none.
+    """
     path = run_dir / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    result = read_json(path)
+    if not isinstance(result, dict) or not isinstance(result.get("validation", {}), dict):
+        raise DataError(f"{path}: is no summary of a run: expected a JSON object, such as training writes at its end")
+    return result
+
+
+def validation_scores(result: Mapping[str, Any]) -> dict[str, float]:
+    """The scores on validation, by metric, of the summary of a run."""
+    values = result.get("validation", {}).items()
+    return {name: float(value) for name, value in values if type(value) in (int, float) and name != "step"}
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:
@@ -92,9 +110,14 @@ def write_result(run_dir: Path, result: dict[str, Any]) -> None:
 
 
 def read_num_steps(run_dir: Path) -> int | None:
-    """How many updates a run takes; None before it has begun."""
+    """How many updates a run takes; None before it has begun. DataError when the file says something else."""
     path = run_dir / "num_steps"
-    return int(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    text = read_text(path)
+    if not re.fullmatch(r"[0-9]{1,18}\n?", text):
+        raise DataError(f"{path}: holds {text!r:.40}, expected the number of updates of the run")
+    return int(text)
 
 
 def write_num_steps(run_dir: Path, num_steps: int) -> None:
@@ -103,9 +126,27 @@ def write_num_steps(run_dir: Path, num_steps: int) -> None:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The log lines of a run so far, oldest first; a line cut short by a crash is left out."""
+    """The log lines of a run so far, oldest first; a line cut short by a crash is left out.
+
+    Raises:
+      DataError: a line is no JSON object with a step and a kind; with its number.
+    """
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        with path.open("rb") as file:
+            lines = lines_of(file, path)
+            return [_log_line(line, path, number) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _log_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        tree = parse_json(line)
+    except DataError as error:
+        raise DataError(f"{path}, line {number}: {error}") from None
+    if not isinstance(tree, dict) or type(tree.get("step")) is not int or not isinstance(tree.get("kind"), str):
+        raise DataError(f"{path}, line {number}: expected a JSON object with a step and a kind, such as training logs")
+    return tree
