@@ -285,6 +285,7 @@ FLAGS = {
         *(f"--{field.name}" for field in dataclasses.fields(Decoding) if field.name not in ("banned", "end_ids")),
     },
     "score": {"--model", "--tokenizer", "--route", "--json"},
+    "serve": {"--model", "--name", "--port", "--host", "--token_file", "--slots", "--queue", "--requests_per_minute"},
     "plot": {"--output", "--json"},
     "tables": {"--runs", "--table", "--format", "--output", "--json"},
     "transfer": {"--runs", "--output", "--json"},

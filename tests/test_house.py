@@ -22,7 +22,7 @@ FLOORS = (
     ("gpt.interop",),
     ("gpt.training",),
     ("gpt.evaluation", "gpt.generation", "gpt.sweeps", "gpt.planning"),
-    ("gpt.paper",),
+    ("gpt.paper", "gpt.demo"),
     ("gpt.cli", "gpt.__main__"),
     ("train", "eval"),
 )

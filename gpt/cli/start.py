@@ -17,6 +17,7 @@ COMMANDS = (
     "verify",
     "score",
     "generate",
+    "serve",
     "plot",
     "tables",
     "transfer",

@@ -4,12 +4,15 @@ A reader is made from a body inside a compiled function. Its memory is a pytree 
 the batch on their first axis, so that beams can be reordered by indexing.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gpt.config import ModelConfig
+from gpt.model.gpt import Params, bind
 from gpt.model.lstm import LSTM, Carry
 from gpt.model.transformer import Transformer
 
@@ -26,10 +29,10 @@ class Memory(NamedTuple):
 class TransformerReader:
     """Reads with a cache of keys and values."""
 
-    def __init__(self, body: Transformer):
+    def __init__(self, body: Transformer, layers: list[Any] | None = None):
         self._body, self._config = body, body.config
         # Here, and not in `read`: a loop of reads must not slice the stacked parameters for every token.
-        self._blocks = body.unstacked_blocks()
+        self._blocks = body.unstacked_blocks(layers)
 
     def start(self, batch_size: int, length: int) -> Memory:
         """An empty memory for `length` tokens, padding included."""
@@ -94,6 +97,16 @@ class LSTMReader:
         return self._body.logits(hidden)
 
 
-def make_reader(body: Transformer | LSTM) -> Any:
-    """The reader for a body."""
-    return LSTMReader(body) if isinstance(body, LSTM) else TransformerReader(body)
+@functools.partial(jax.jit, static_argnums=0)
+def split_layers(config: ModelConfig, params: Params) -> list[Any]:
+    """The parameters of each block by itself: a copy, for programs that read one token at a time.
+
+    Slicing the stacked ones takes such a program longer than all it computes.
+    """
+    body = bind(config, params).body
+    return [] if isinstance(body, LSTM) else body.layers()
+
+
+def make_reader(body: Transformer | LSTM, layers: list[Any] | None = None) -> Any:
+    """The reader for a body; with `layers` of `split_layers`, where they are at hand."""
+    return LSTMReader(body) if isinstance(body, LSTM) else TransformerReader(body, layers)

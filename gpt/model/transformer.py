@@ -201,10 +201,14 @@ class Transformer(nnx.Module):
         """What the first block reads, dropout off."""
         return self._embed(tokens, None, None, positions, None)[0]
 
-    def unstacked_blocks(self) -> list[Block]:
-        """The blocks one by one."""
-        graph, stacked = nnx.split(self.blocks)
-        return [nnx.merge(graph, layer) for layer in _unstack(stacked, self.config.num_layers)]
+    def layers(self) -> list[Any]:
+        """The parameters of each block by itself."""
+        return _unstack(nnx.state(self.blocks), self.config.num_layers)
+
+    def unstacked_blocks(self, layers: list[Any] | None = None) -> list[Block]:
+        """The blocks one by one; of the parameters that `layers` gave, if they are at hand."""
+        graph = nnx.graphdef(self.blocks)
+        return [nnx.merge(graph, layer) for layer in layers or self.layers()]
 
     def _tables(self, key: Key[Array, ""] | None) -> tuple[Float[Array, "V D"], Float[Array, "P D"]]:
         """Token and position embeddings as this pass sees them."""

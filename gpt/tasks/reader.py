@@ -54,7 +54,7 @@ def read_split(task: Task, data_dir: str | None, split: str) -> Split:
             if (not published and task.source.ragged) or str(row.get("label")) in task.source.undecided:
                 num_dropped += 1
             else:
-                examples.append(_parse(task, row, published, where, may_be_secret))
+                examples.append(parse_row(task, row, published, where, may_be_secret))
     if not examples:
         raise DataError(
             f"{source}: no rows in the {split} split; expected columns {', '.join(task.transform.columns)} and label"
@@ -85,9 +85,10 @@ def _read_hub(task: Task, split: str) -> tuple[str, Iterator[Located]]:
     return source, iter(hub.divide(split, list(located))) if hub.divide else located
 
 
-def _parse(
+def parse_row(
     task: Task, row: Mapping[str, Any], published: Mapping[str, Any], where: str, may_be_secret: bool
 ) -> Example:
+    """The example of a row with our columns, `published` as it came; DataError, that begins with `where`, if none."""
     is_secret = may_be_secret and row.get("label") in (None, -1, "-1")
     needed = task.transform.columns if is_secret else (*task.transform.columns, "label")
     missing = [column for column in needed if row.get(column) is None]

@@ -1,0 +1,1 @@
+"""The writing page and its server."""
