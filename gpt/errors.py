@@ -23,6 +23,12 @@ class SweepError(GPTError):
     """Cells of a sweep could not be run; all others were."""
 
 
+class NotFinite(GPTError):
+    """Training stopped because too many updates in a row had a loss or gradient that is not finite (exit code 3)."""
+
+    exit_code = 3
+
+
 class Preempted(GPTError):
     """Training stopped at a signal, with everything saved (exit code 75: try again)."""
 

@@ -304,7 +304,7 @@ def test_waiting_for_data_while_the_device_works_is_no_loss(fake_time: FakeTime)
 
     meter = Meter(CONFIG)
     update = Busy()
-    meter._metrics.append({"loss": update})
+    meter._latest = {"loss": update}
     waiting = meter.waiting(batches())
     next(waiting)
     assert difference(meter._clock.seconds(), dict.fromkeys(PARTS, 0.0)) == {**dict.fromkeys(PARTS, 0.0), "update": 1}

@@ -253,7 +253,10 @@ def test_a_member_that_diverges_stops_and_leaves_the_others_as_they_are(
     assert (result["run"], result["step"]) == (str(together.root / "bad"), 5)
     assert "have scores that are not finite numbers: the weights have diverged" in result["error"]
     assert read_result(together.root / "bad") is None
-    assert read_metrics(together.root / "bad")[-1]["step"] == 5
+    assert [(line["step"], line["kind"]) for line in read_metrics(together.root / "bad")][-2:] == [
+        (5, "skipped"),
+        (5, "train"),
+    ]
     assert saved_steps(together.root / "bad") == []
     assert_same_run(together.root / "one", solo["one"])
 

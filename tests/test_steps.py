@@ -199,7 +199,7 @@ def test_the_loss_of_a_task_is_the_task_loss_plus_lambda_times_the_lm_loss() -> 
 def test_a_lambda_of_zero_leaves_the_language_model_out() -> None:
     objective, (_, batch) = TaskObjective(dataclasses.replace(CHOICE, lm_coef=0.0)), PROBLEMS["task"]
     gradient, metrics = Trainer(objective).gradient(batch)
-    assert set(metrics) == {"loss", "task_loss", "gradient_norm"}
+    assert set(metrics) == {"loss", "task_loss", "gradient_norm", "skipped"}
     assert metrics["loss"] == metrics["task_loss"] == pytest.approx(gradient_of("task")[1]["task_loss"], rel=1e-6)
     unread = np.setdiff1d(np.arange(CONFIG.num_embeddings), batch.tokens)
     assert unread.size

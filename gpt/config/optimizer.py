@@ -22,9 +22,19 @@ class OptimizerConfig:
     epsilon: float = setting(1e-8, "added to the root of the second moment")
     weight_decay: float = setting(0.01, "decoupled decay of kernels and embeddings, never of biases and gains")
     max_grad_norm: float | None = setting(1.0, "clip gradients to this global norm; None does not clip")
+    max_loss_ratio: float | None = setting(
+        None, "skip an update whose loss is more than so many times the mean of the last hundred; None skips none"
+    )
+    max_skipped_updates: int = setting(
+        10, "so many updates in a row that are skipped, their loss or gradient not finite, end the run (exit code 3)"
+    )
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "epsilon", "max_grad_norm")
+        require_positive(self, "learning_rate", "epsilon", "max_grad_norm", "max_skipped_updates")
+        require(
+            self.max_loss_ratio is None or self.max_loss_ratio > 1,
+            f"OptimizerConfig.max_loss_ratio = {self.max_loss_ratio}: must be greater than 1",
+        )
         require_rates(self, "b1", "b2")
         require(
             (self.warmup_steps is None) != (self.warmup_fraction is None),

@@ -28,6 +28,9 @@ class RunConfig:
     accumulation_steps: int = setting(1, "parts in which a batch is computed, to save memory; same gradient")
     log_every_steps: int = setting(100, "updates between log lines")
     evaluate_every_steps: int = setting(1000, "updates between evaluations on the validation split")
+    update_timeout_seconds: float | None = setting(
+        3600.0, "an update that takes longer is a hang and ends the run (exit code 4); None: none is"
+    )
     evaluation_batches: int | None = setting(None, "validation batches looked at during training; None: all")
 
     tokenizer: TokenizerConfig
@@ -46,7 +49,7 @@ class RunConfig:
         )
         require_positive(
             self, "num_epochs", "batch_size", "accumulation_steps", "log_every_steps",
-            "evaluate_every_steps", "evaluation_batches",
+            "evaluate_every_steps", "evaluation_batches", "update_timeout_seconds",
         )  # fmt: skip
         require(
             self.max_steps is None or self.max_steps >= 0,

@@ -96,6 +96,14 @@ def finetuning_batches(
     return grain.MapDataset.range(steps * num_epochs).map(batch_of)
 
 
+def finetuning_rows(examples: TaskExamples, context_length: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """The numbers of the examples in batch `step` of `finetuning_batches`."""
+    lengths = examples.lengths()
+    epoch, place = divmod(step, len(lengths) // batch_size)
+    bucket_of = np.searchsorted(length_buckets(context_length), lengths)
+    return _epoch_order(bucket_of, batch_size, seed, epoch)[place].tolist()
+
+
 @dataclasses.dataclass(frozen=True)
 class BuiltBatches(Sequence[Any]):
     """Batches that are built when they are asked for, so that no copy of the data is held."""

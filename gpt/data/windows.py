@@ -41,27 +41,56 @@ def pretraining_batches(
     Raises:
       DataError: a text without a window, or fewer windows than one batch takes.
     """
-    counts = [(len(text.tokens) - 1) // context_length for text in texts.values()]
+    counts = _count_windows(texts, context_length)
     _check_counts(texts, counts, context_length, batch_size)
-    shares = _shares([text.weight for text in texts.values()])
-    orders: list[Any] = [_order(count, seed, number) for number, count in enumerate(counts)]
+    plan = _Plan(texts, context_length, batch_size, seed)
     rows = range(batch_size) if rows is None else rows
-    epoch_steps = sum(counts) // batch_size
-    epoch_windows = counts[0] if len(counts) == 1 else epoch_steps * batch_size
 
     def batch_of(step: int) -> TextBatch:
-        epoch, place = divmod(step, epoch_steps)
-        first = epoch * epoch_windows + place * batch_size
-        turns = [_turn(first + row, shares) for row in rows]
+        windows = plan.windows(step, rows)
         tokens = np.empty((len(rows), context_length + 1), np.int32)
         for number, text in enumerate(texts.values()):
-            own = [row for row, (whose, _) in enumerate(turns) if whose == number]
-            starts = [orders[number][turns[row][1]] * context_length for row in own]
+            own = [row for row, (whose, _) in enumerate(windows) if whose == number]
+            starts = [windows[row][1] * context_length for row in own]
             for row, window in zip(own, read_windows(text.tokens, starts, context_length + 1), strict=True):
                 tokens[row] = window
         return TextBatch(tokens, np.ones((len(rows), context_length), np.float32))
 
-    return grain.MapDataset.range(epoch_steps * num_epochs).map(batch_of)
+    return grain.MapDataset.range(plan.epoch_steps * num_epochs).map(batch_of)
+
+
+def pretraining_windows(
+    texts: Mapping[str, Text], context_length: int, batch_size: int, seed: int, step: int
+) -> dict[str, list[int]]:
+    """The numbers of the windows in batch `step` of `pretraining_batches`, by the name of their text.
+
+    Window n begins at token n * context_length.
+    """
+    windows = _Plan(texts, context_length, batch_size, seed).windows(step, range(batch_size))
+    return {name: [window for whose, window in windows if whose == number] for number, name in enumerate(texts)}
+
+
+class _Plan:
+    """Which window of which text is in each row of each batch."""
+
+    def __init__(self, texts: Mapping[str, Text], context_length: int, batch_size: int, seed: int):
+        counts = _count_windows(texts, context_length)
+        self.epoch_steps = sum(counts) // batch_size
+        self._batch_size = batch_size
+        self._epoch_windows = counts[0] if len(counts) == 1 else self.epoch_steps * batch_size
+        self._shares = _shares([text.weight for text in texts.values()])
+        self._orders: list[Any] = [_order(count, seed, number) for number, count in enumerate(counts)]
+
+    def windows(self, step: int, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """For each of these rows of a batch, the number of its text, and that of its window in the text."""
+        epoch, place = divmod(step, self.epoch_steps)
+        first = epoch * self._epoch_windows + place * self._batch_size
+        turns = [_turn(first + row, self._shares) for row in rows]
+        return [(text, int(self._orders[text][turn])) for text, turn in turns]
+
+
+def _count_windows(texts: Mapping[str, Text], context_length: int) -> list[int]:
+    return [(len(text.tokens) - 1) // context_length for text in texts.values()]
 
 
 def passes(texts: Mapping[str, Text], context_length: int, num_windows: int) -> dict[str, float]:

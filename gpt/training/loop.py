@@ -1,7 +1,7 @@
 """The training loop: one for pretraining and fine-tuning, from the config to the last checkpoint."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 from jax.sharding import Mesh
@@ -29,8 +29,10 @@ from gpt.training.run_dir import (
     read_result,
     write_result,
 )
+from gpt.training.skipped import Finished, SkippedUpdates
 from gpt.training.state import TrainState, create_state, split_seed, transfer
 from gpt.training.steps import make_eval_step, make_train_step
+from gpt.training.watchdog import PATIENCE, Watchdog
 
 
 def train(config: RunConfig, profile_steps: ProfileSteps | None = None) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def train(config: RunConfig, profile_steps: ProfileSteps | None = None) -> dict[
     Raises:
       GPTError: a setting or a file cannot be used; nothing has been overwritten then.
       Preempted: SIGTERM or Ctrl-C came; the state is saved, and the same call continues.
+      NotFinite: too many updates in a row were skipped; nothing of them is in the weights.
     """
     tokenizer, problem = load_inputs(config)
     meet()  # What one process lacks ends all: the devices of one wait for those of the others.
@@ -93,6 +96,7 @@ class _Training:
         state, shardings = create_state(config.model, problem.num_outputs, optimizer, init_key, mesh)
         start = checkpoints.newest_verified()
         self._state = starting_state(config, state, mesh, checkpoints, start)
+        self._first = int(self._state.step)
         self._meter.put_back(checkpoints.notes(start)["unread"] if start else [])
         self._train_step = self._meter.timed(
             make_train_step(
@@ -103,9 +107,14 @@ class _Training:
         self._schedule = make_schedule(config.optimizer, problem.num_steps)
 
     def run(self, profile_steps: ProfileSteps | None) -> None:
-        """Makes all updates that are left; raises Preempted when a signal stops it before the last."""
+        """Makes all updates that are left.
+
+        Raises:
+          Preempted: a signal stopped it before the last.
+          NotFinite: too many updates in a row were skipped.
+        """
         config, problem, meter = self._config, self._problem, self._meter
-        first, last = int(self._state.step), problem.num_steps
+        first, last = self._first, problem.num_steps
         if profile_steps is not None:
             profile_steps.require_within(first + 1, last)
         title = config.task.name or "pretraining"
@@ -113,49 +122,69 @@ class _Training:
             open_report(self._run_dir, first, last, title) as report,
             StopSignals() as signals,
             Profiler(profile_steps, self._run_dir / "profile") as profiler,
+            Watchdog(config.update_timeout_seconds) as watchdog,
         ):
             report.say(f"{title}: {last} updates, {describe(problem.facts)}; run directory {self._run_dir}")
             for note in problem.notes:
                 report.say(f"warning: {note}")
-            batches = meter.waiting(iterate(self._batches, first, last))
-            for step, batch in enumerate(batches, first + 1):
+            finished = Finished()
+            skipped = SkippedUpdates(config, self._run_dir, first, problem.numbers_of, report.log)
+            for step, batch in enumerate(meter.waiting(iterate(self._batches, first, last)), first + 1):
                 with profiler.update(step, meter.wait):
-                    self._state, metrics = self._train_step(
-                        self._state, shard_batch(self._mesh, batch, config.batch_size)
-                    )
+                    sharded = shard_batch(self._mesh, batch, config.batch_size)
+                    watchdog.expects(f"update {step}", patience=PATIENCE if meter.is_new(sharded) else 1.0)
+                    self._state, metrics = self._train_step(self._state, sharded)
                     meter.add(metrics, batch)
                 report.advance(step)
-                score = self._report(report, step, is_last=step == last)
-                stops = signals.stop_after(step)
-                if stops or step == last or self._checkpoints.is_due(step):
-                    self._save(report, step, score, is_last=stops or step == last)
-                if stops and step < last:
+                due = self._due(step, stops=signals.stop_after(step))
+                for update in finished.add(step, metrics) + (finished.rest() if any(due) else []):
+                    skipped.judge(*update)
+                self._follow(step, due, report, watchdog)
+                if due.stops and step < last:
                     raise Preempted(
                         f"{signals.reason}: saved step {step} of {last}; the same command continues from there"
                     )
 
-    def _report(self, report: Report | Silence, step: int, *, is_last: bool) -> float | None:
-        """Logs and evaluates when it is time to; what `main_score` says of the evaluation."""
-        config, meter = self._config, self._meter
-        if step % config.log_every_steps == 0 or is_last:
-            report.log(step, "train", {**meter.read(), "learning_rate": float(self._schedule(step - 1))})
-        if step % config.evaluate_every_steps and not is_last:
-            return None
-        with meter.spent("evaluate"):
-            scores = evaluate(self._eval_step, self._state.params, self._problem, self._mesh)
-        report.log(step, "validation", {name: score.value for name, score in scores.items()})
-        return main_score(self._problem, scores)
+    def _due(self, step: int, *, stops: bool) -> "_Due":
+        ends = stops or step == self._problem.num_steps
+        return _Due(
+            log=step % self._config.log_every_steps == 0 or step == self._problem.num_steps,
+            evaluate=step % self._config.evaluate_every_steps == 0 or step == self._problem.num_steps,
+            save=self._checkpoints.is_due(step) or ends,
+            stops=ends,
+        )
 
-    def _save(self, report: Report | Silence, step: int, score: float | None, *, is_last: bool) -> None:
-        """Saves in the background, the last time in the foreground; all lines until here are on disk before."""
-        with self._meter.spent("save"):
-            notes = {"score": score, "unread": self._meter.unread()}
-            self._checkpoints.begin_save(self._state, notes)
-        report.log(step, "time", self._meter.read_time())
-        report.sync()
-        self._checkpoints.publish()
-        if is_last:
-            self._checkpoints.finish(self._state, notes)
+    def _follow(self, step: int, due: "_Due", report: Report | Silence, watchdog: Watchdog) -> None:
+        """What is due after an update: a log line, an evaluation, a checkpoint, in this order."""
+        meter, score = self._meter, None
+        if due.log:
+            report.log(step, "train", {**meter.read(), "learning_rate": float(self._schedule(step - 1))})
+        if due.evaluate:
+            watchdog.expects(f"the evaluation after update {step}", patience=PATIENCE)
+            with meter.spent("evaluate"):
+                scores = evaluate(self._eval_step, self._state.params, self._problem, self._mesh)
+            report.log(step, "validation", {name: score.value for name, score in scores.items()})
+            score = main_score(self._problem, scores)
+        if due.save:
+            watchdog.expects(f"the checkpoint of update {step}", patience=PATIENCE)
+            with meter.spent("save"):
+                notes = {"score": score, "unread": meter.unread()}
+                self._checkpoints.begin_save(self._state, notes)
+            report.log(step, "time", meter.read_time())
+            report.sync()  # What a checkpoint follows is on disk before it.
+            self._checkpoints.publish()
+            if due.stops:
+                self._checkpoints.finish(self._state, notes)
+        watchdog.expects(f"the batch of update {step + 1}")
+
+
+class _Due(NamedTuple):
+    """What follows an update; `stops` means that none comes after it here."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+    stops: bool
 
 
 def main_score(problem: Problem, scores: dict[str, Score]) -> float:

@@ -5,19 +5,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from gpt.config import RunConfig
+from gpt.errors import NotFinite
 from gpt.sharding import member_of
 from gpt.training.checkpoint import Checkpoints
 from gpt.training.checkpoint_dir import saved_steps, set_aside
 from gpt.training.loop import summary
 from gpt.training.manifest import find_damage
-from gpt.training.meter import Meter
+from gpt.training.meter import Meter, means_of
 from gpt.training.optimizer import make_schedule
 from gpt.training.problem import Problem
 from gpt.training.report import Report
 from gpt.training.run_dir import write_result
+from gpt.training.skipped import SkippedUpdates
 from gpt.training.state import TrainState
 
 Window = list[dict[str, Any]]
@@ -49,6 +52,10 @@ class Member:
         if step > self._last_step and self.failure is None:
             self.report.log(step, kind, values)
 
+    def watch_updates(self, problem: Problem, first: int) -> None:
+        """Counts skipped updates from the one after `first`."""
+        self.skipped = SkippedUpdates(self.config, self.run_dir, first, problem.numbers_of, self.log)
+
     def begin_save(self, step: int, population: TrainState, index: int, window: Window) -> None:
         """Writes the member's part of the state in the background."""
         if step > self._last_step and self.failure is None:
@@ -72,11 +79,24 @@ class Member:
         return result
 
 
+def judge_updates(members: list[Member], updates: list[tuple[int, Any]]) -> None:
+    """Logs the updates of each member that were skipped; a member with too many in a row has failed."""
+    for step, metrics in updates:
+        by_member = jax.device_get(metrics)
+        for index, member in enumerate(members):
+            if member.failure is not None:
+                continue
+            try:
+                member.skipped.judge(step, {name: values[index] for name, values in by_member.items()})
+            except NotFinite as error:
+                member.failure = (step, str(error))
+                members[0].report.say(f"warning: {member.run_dir} stops here, the others go on: {error}")
+
+
 def log_updates(members: list[Member], step: int, speed: dict[str, Any], window: Window) -> None:
     """A line of each member: the means of its own metrics since the last, and the speed of the whole program."""
-    means = {name: np.mean([metrics[name] for metrics in window], axis=0) for name in window[0]}
     for index, member in enumerate(members):
-        own = {name: float(values[index]) for name, values in means.items()}
+        own = means_of([{name: values[index] for name, values in metrics.items()} for metrics in window])
         rate = float(member.schedule(step - 1))
         member.log(step, "train", {**speed, **own, "learning_rate": rate})
 

@@ -61,7 +61,7 @@ class Meter:
         """The step with its time counted: the first with each shape of batch, as a whole, is `compile`."""
 
         def timed_step(state: State, batch: Any, *others: Any) -> tuple[State, Any]:
-            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+            shapes = _shapes_of(batch)
             self._is_first = shapes not in self._shapes
             self._shapes.add(shapes)
             if not self._is_first:
@@ -72,6 +72,10 @@ class Meter:
                 return jax.block_until_ready(train_step(state, batch, *others))
 
         return timed_step
+
+    def is_new(self, batch: Any) -> bool:
+        """Whether the step has not yet been compiled for a batch of these shapes."""
+        return _shapes_of(batch) not in self._shapes
 
     def add(self, metrics: Any, batch: TextBatch | TaskBatch) -> None:
         """Counts one update; waits for the one before, so that at most two are under way (on CPU, one)."""
@@ -117,8 +121,13 @@ class Meter:
         """
         with self._clock.spent("update"):
             metrics = jax.device_get(self._metrics)
+        return means_of(metrics) | self.read_speed()
+
+    def read_speed(self) -> dict[str, Any]:
+        """The part of `read` that no metric is in."""
+        self.wait()
         seconds = difference(self._clock.seconds(), self._read)
-        values: dict[str, Any] = {name: float(np.mean([update[name] for update in metrics])) for name in metrics[0]}
+        values: dict[str, Any] = {}
         if self._updates:
             on_host = seconds["data_wait"] + seconds["other"]
             training = on_host + seconds["update"]
@@ -133,6 +142,18 @@ class Meter:
         """Seconds since the last reading of this kind, and the share of each part in them."""
         before, self._time_read = self._time_read, self._clock.seconds()
         return shares(difference(self._time_read, before))
+
+
+def means_of(updates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of each metric over the updates that were made, and how many were `skipped`, if any."""
+    made = [update for update in updates if not update.get("skipped", False)]
+    names = [name for name in updates[0] if name != "skipped"]
+    values: dict[str, Any] = {name: float(np.mean([update[name] for update in made])) for name in names if made}
+    return values if len(made) == len(updates) else {**values, "skipped": len(updates) - len(made)}
+
+
+def _shapes_of(batch: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 class Yardstick:

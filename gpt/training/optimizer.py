@@ -26,9 +26,10 @@ def make_optimizer(
         update_rule = openai_adam(schedule, config.b1, config.b2, config.epsilon, decay)
     else:
         update_rule = optax.adamw(schedule, config.b1, config.b2, config.epsilon, weight_decay=decay, mask=decay_mask)
-    if config.max_grad_norm is None:
-        return update_rule
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), update_rule)
+    clipping = [] if config.max_grad_norm is None else [optax.clip_by_global_norm(config.max_grad_norm)]
+    spikes = [] if config.max_loss_ratio is None else [watch_loss(config.max_loss_ratio)]
+    rules = [*clipping, update_rule, *spikes]
+    return optax.chain(*rules) if len(rules) > 1 else update_rule
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int, learning_rate: Any = None) -> Callable[[Any], Any]:
@@ -61,6 +62,38 @@ def decay_mask(params: Any) -> Any:
     By name, because the stacked layer axis gives biases and gains rank 2.
     """
     return jax.tree.map_with_path(lambda path, _leaf: path[-1].key in DECAYED, params)
+
+
+class LossWatch(NamedTuple):
+    """Updates made so far, their mean loss (of about the last 100), and what a loss may be at most."""
+
+    count: Any
+    mean_loss: Any
+    loss_limit: Any
+
+
+_MEAN_OVER, _SETTLED_AFTER = 100, 20
+
+
+def watch_loss(max_ratio: float) -> optax.GradientTransformationExtraArgs:
+    """Changes no update; keeps in the state what `is_spike` compares a loss with, `max_ratio` times the mean."""
+
+    def init(params):  # noqa: ARG001 - as optax calls it
+        return LossWatch(jnp.zeros([], jnp.int32), jnp.zeros([]), jnp.full([], jnp.inf))
+
+    def update(updates, state, params=None, *, value, **_others):  # noqa: ARG001 - as optax calls it
+        count = state.count + 1
+        mean = state.mean_loss + (value - state.mean_loss) / jnp.minimum(count, _MEAN_OVER)
+        # A loss below 0 has no ratio; there is none in this project.
+        return updates, LossWatch(count, mean, jnp.where(count < _SETTLED_AFTER, jnp.inf, max_ratio * mean))
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def is_spike(optimizer_state: Any, loss: Any) -> Any:
+    """Whether the loss is beyond the limit of `watch_loss`; never without one."""
+    limit = optax.tree.get(optimizer_state, "loss_limit")
+    return False if limit is None else loss > limit
 
 
 class OpenAIAdamState(NamedTuple):

@@ -25,13 +25,15 @@ from gpt.sharding import check_population, make_mesh, map_population, shard_popu
 from gpt.training.evaluate import join_scores, judge_results
 from gpt.training.interrupt import StopSignals
 from gpt.training.loop import describe, iterate, load_inputs, main_score, starting_state
-from gpt.training.members import Member, common_step, float_array, log_updates, save_members, unread
+from gpt.training.members import Member, common_step, float_array, judge_updates, log_updates, save_members, unread
 from gpt.training.meter import Meter
 from gpt.training.optimizer import make_optimizer
 from gpt.training.problem import Problem
 from gpt.training.run_dir import open_run, read_result
+from gpt.training.skipped import Finished
 from gpt.training.state import TrainState, make_creation, split_seed
 from gpt.training.steps import EvalStep, Evaluation, Scalars, make_evaluation, make_update
+from gpt.training.watchdog import PATIENCE, Watchdog
 
 
 class Knobs(NamedTuple):
@@ -122,34 +124,46 @@ def _train(members: list[Member], problem: Problem, mesh: Mesh) -> None:
     first, last = int(jax.device_get(state.step)[0]), problem.num_steps
     window = unread(lanes, first) if first else []
     report = members[0].report
-    with StopSignals() as signals:
+    with StopSignals() as signals, Watchdog(config.update_timeout_seconds) as watchdog:
         report.say(
             f"population of {len(members)} on {mesh.size} devices: {last} updates from {first}, "
             f"{describe(problem.facts)}; shown here: {members[0].run_dir}"
         )
         for note in problem.notes:
             report.say(f"warning: {note}")
+        finished = Finished()
+        for member in members:
+            member.watch_updates(problem, first)
         for step, batch in enumerate(meter.waiting(iterate(batches, first, last)), first + 1):
+            watchdog.expects(f"update {step}", patience=PATIENCE if meter.is_new(batch) else 1.0)
             state, metrics = train_step(state, shard_population(mesh, batch), knobs)
             meter.add(metrics, jax.tree.map(lambda leaf: leaf[: len(members)], batch))
             window.append(metrics)
             report.advance(step)
-            if step % config.log_every_steps == 0 or step == last:
-                log_updates(members, step, meter.read(), jax.device_get(window))
+            stops = signals.stop_after(step) or step == last
+            logs = step % config.log_every_steps == 0 or step == last
+            evaluates = step % config.evaluate_every_steps == 0 or step == last
+            saves = stops or any(member.checkpoints.is_due(step) for member in members)
+            updates = finished.add(step, metrics) + (finished.rest() if logs or evaluates or saves else [])
+            judge_updates(members, updates)
+            if logs:
+                log_updates(members, step, meter.read_speed(), jax.device_get(window))
                 window = []
             for member in members:
                 member.score = None
-            if step % config.evaluate_every_steps == 0 or step == last:
+            if evaluates:
+                watchdog.expects(f"the evaluation after update {step}", patience=PATIENCE)
                 with meter.spent("evaluate"):
                     _evaluate(members, step, eval_step, state.params, problem)
-            stops = signals.stop_after(step)
-            if stops or step == last or any(member.checkpoints.is_due(step) for member in members):
+            if saves:
+                watchdog.expects(f"the checkpoints of update {step}", patience=PATIENCE)
                 window = jax.device_get(window)
-                save_members(members, step, state, meter, window, is_last=stops or step == last)
+                save_members(members, step, state, meter, window, is_last=stops)
             if stops and step < last:
                 raise Preempted(f"{signals.reason}: saved step {step} of {last}; the same command continues from there")
             if all(member.failure for member in members):
                 return
+            watchdog.expects(f"the batch of update {step + 1}")
 
 
 def _starting_population(lanes: list[Member], problem: Problem, mesh: Mesh) -> tuple[TrainState, Knobs]:

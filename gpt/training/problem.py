@@ -9,9 +9,9 @@ import grain
 import numpy as np
 
 from gpt.config import RunConfig
-from gpt.data.batches import TaskExamples, finetuning_batches, held_out_order, held_out_task_batches
+from gpt.data.batches import TaskExamples, finetuning_batches, finetuning_rows, held_out_order, held_out_task_batches
 from gpt.data.store import TokenStore
-from gpt.data.windows import Text, held_out_text_batches, passes, pretraining_batches, short_names
+from gpt.data.windows import Text, held_out_text_batches, passes, pretraining_batches, pretraining_windows, short_names
 from gpt.errors import ConfigError
 from gpt.tasks.encode import EncodedSplit, encode_split
 from gpt.tasks.reader import read_split
@@ -44,6 +44,8 @@ class Problem:
     num_steps: int
     batches_of_seed: Callable[..., grain.MapDataset]
     """Training batches of a RunConfig.seed; with `rows`, those rows of each: no others of a token store are read."""
+    numbers_of: Callable[[int, int], dict[str, list[int]]]
+    """What is in the batch of a seed and a step: numbers of windows by token store, or of examples."""
     held_outs: dict[str, HeldOut]
     """What the run is judged by, by split: one, for MultiNLI a matched and a mismatched one, of text one a store."""
     task: Task | None = None
@@ -94,6 +96,10 @@ def _no_batches(_seed: int, rows: Sequence[int] | None = None) -> grain.MapDatas
     return grain.MapDataset.range(0)
 
 
+def _no_numbers(seed: int, step: int) -> dict[str, list[int]]:  # noqa: ARG001 - as the others
+    return {}
+
+
 def _pretraining(config: RunConfig, tokenizer: Tokenizer, only_split: str | None) -> Problem:
     if config.data.token_store is None:
         raise ConfigError(
@@ -126,6 +132,7 @@ def _pretraining(config: RunConfig, tokenizer: Tokenizer, only_split: str | None
     return Problem(
         objective=find_objective(config)[0],
         batches_of_seed=batches_of_seed,
+        numbers_of=functools.partial(pretraining_windows, texts, length, batch_size),
         num_steps=num_steps,
         held_outs={
             f"validation_{name}" if len(stores) > 1 else "validation": HeldOut(
@@ -141,16 +148,21 @@ def _finetuning(config: RunConfig, tokenizer: Tokenizer, only_split: str | None)
     objective, task = find_objective(config)
     assert task is not None
     facts: dict[str, Any] = {}
-    batches_of_seed, notes = _no_batches, ()
+    batches_of_seed, numbers_of, notes = _no_batches, _no_numbers, ()
     if only_split is None:
         _require_split(config, task, "train")
         encoded = _encode(config, task, tokenizer, "train", facts)
-        train = _draw(encoded.examples, config.task.max_train_examples)
+        train, drawn = _draw(encoded.examples, config.task.max_train_examples)
         facts["train_examples_used"] = len(train.labels)
         notes = _one_class(config, train)
         batches_of_seed = functools.partial(
             finetuning_batches, train, config.model.context_length, config.batch_size, config.num_epochs
         )
+
+        def numbers_of(seed: int, step: int) -> dict[str, list[int]]:
+            rows = finetuning_rows(train, config.model.context_length, config.batch_size, seed, step)
+            return {"train": drawn[rows].tolist()}
+
     batches = batches_of_seed(config.seed)
 
     _require_split(config, task, only_split or "validation")
@@ -170,6 +182,7 @@ def _finetuning(config: RunConfig, tokenizer: Tokenizer, only_split: str | None)
     return Problem(
         objective=objective,
         batches_of_seed=batches_of_seed,
+        numbers_of=numbers_of,
         num_steps=_num_steps(config, batches),
         held_outs=held_outs,
         task=task,
@@ -212,9 +225,10 @@ def _one_class(config: RunConfig, train: TaskExamples) -> tuple[str, ...]:
     return (f"all {len(train.labels)} training examples of {config.task.name!r} have the same label",)
 
 
-def _draw(examples: TaskExamples, size: int | None) -> TaskExamples:
+def _draw(examples: TaskExamples, size: int | None) -> tuple[TaskExamples, np.ndarray]:
+    """The examples that a run learns from, and their numbers in the split."""
     if size is None or size >= len(examples.labels):
-        return examples
+        return examples, np.arange(len(examples.labels))
     # The same for every seed: a spread over seeds is one of initial weights, order and dropout.
     rows = np.sort(np.random.default_rng(0).permutation(len(examples.labels))[:size])
-    return TaskExamples([examples.sequences[row] for row in rows], examples.labels[rows])
+    return TaskExamples([examples.sequences[row] for row in rows], examples.labels[rows]), rows

@@ -20,7 +20,7 @@ from jax._src import clusters, distributed
 from jax.experimental import multihost_utils
 
 import gpt
-from gpt.errors import ConfigError, GPTError, Preempted
+from gpt.errors import ConfigError, GPTError, NotFinite, Preempted
 from gpt.training.rendezvous import Place, come_together
 
 _PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint")
@@ -60,7 +60,7 @@ def joined(args: argparse.Namespace, facts: Mapping[str, Any]) -> Iterator[None]
     try:
         with _standard_output_is_ours():
             yield
-    except (Preempted, _Heard):
+    except (Preempted, NotFinite, _Heard):
         raise  # in all processes alike
     except BaseException as error:
         if not _complain(error):

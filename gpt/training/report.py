@@ -109,7 +109,7 @@ class Report:
         self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            if not isinstance(value, str):
+            if isinstance(value, int | float):
                 self._events.add_scalar(f"{kind}/{name}", value, step)
         text = ", ".join(_format(name, value) for name, value in values.items())
         if kind == "train" and not self._bar.disable:
@@ -145,5 +145,7 @@ _SHOWN = {
 }
 
 
-def _format(name: str, value: float | int | str) -> str:
+def _format(name: str, value: Any) -> str:
+    if isinstance(value, str | dict) and name not in _SHOWN:
+        return f"{name} {value}"
     return _SHOWN.get(name, name + " {:.4g}").format(value)

@@ -26,6 +26,7 @@ from gpt.objectives import (
 )
 from gpt.sharding import constrain_state, splitting_activations
 from gpt.tasks.targets import Targets
+from gpt.training.optimizer import is_spike
 from gpt.training.softmax_loss import softmax_loss
 from gpt.training.state import TrainState
 
@@ -172,8 +173,10 @@ def make_update(
     """What `make_train_step` compiles.
 
     Dropout depends on (dropout_key, step, part) only. Metrics are each loss, their weighted sum
-    `loss`, and `gradient_norm` before clipping.
+    `loss`, `gradient_norm` before clipping, and whether the update was `skipped`: of one whose loss or
+    gradient is not finite, or a spike, nothing remains but that `step` counts its batch.
     """
+    rule = optax.with_extra_args_support(optimizer)
 
     def loss_of_part(params, counts, part, key):
         totals, _ = objective.totals(bind(model_config, params), part, key)
@@ -204,13 +207,14 @@ def make_update(
     def update(state: TrainState, batch) -> tuple[TrainState, Scalars]:
         key = jax.random.fold_in(dropout_key, state.step)
         gradients, means = accumulate(state.params, batch, key)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
+        loss: Any = sum(objective.coefficients[name] * mean for name, mean in means.items())
+        gradient_norm = optax.tree.norm(gradients)
+        updates, optimizer_state = rule.update(gradients, state.optimizer_state, state.params, value=loss)
         params: Any = optax.apply_updates(state.params, updates)
-        metrics = {
-            "loss": sum(objective.coefficients[name] * mean for name, mean in means.items()),
-            **means,
-            "gradient_norm": optax.tree.norm(gradients),
-        }
+        is_bad = ~jnp.isfinite(loss) | ~jnp.isfinite(gradient_norm) | is_spike(state.optimizer_state, loss)
+        new, old = (params, optimizer_state), (state.params, state.optimizer_state)
+        params, optimizer_state = jax.tree.map(lambda after, before: jnp.where(is_bad, before, after), new, old)
+        metrics = {"loss": loss, **means, "gradient_norm": gradient_norm, "skipped": is_bad}
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
     return update
