@@ -33,11 +33,11 @@ from gpt.interop.tensors import read_tensors
 from gpt.paper.runs import finished_runs
 from gpt.sweeps.directory import attempts_of, open_sweep
 from gpt.sweeps.grid import make_cells
-from gpt.sweeps.lease import claim
 from gpt.sweeps.status import make_table, read_status
 from gpt.tasks.reader import read_split
 from gpt.tasks.registry import find_task
 from gpt.text.tokenizer import Tokenizer
+from gpt.training.lease import claim
 from gpt.training.manifest import find_damage
 from gpt.training.run_dir import read_metrics, read_num_steps, read_result
 

@@ -22,10 +22,10 @@ from gpt.gin_io import load_sweep
 from gpt.interop.huggingface import read_huggingface
 from gpt.interop.torch_file import read_torch_file
 from gpt.sweeps.directory import read_sweep
-from gpt.sweeps.lease import latest_attempt
 from gpt.sweeps.status import read_status
 from gpt.tasks.reader import read_split
 from gpt.tasks.registry import find_task
+from gpt.training.lease import latest_attempt
 from gpt.training.run_dir import read_metrics, read_num_steps, read_result
 
 

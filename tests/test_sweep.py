@@ -21,13 +21,13 @@ from gpt.config import MeshConfig, RunConfig, TaskConfig, TokenizerConfig
 from gpt.errors import ConfigError, DataError, Preempted, SweepError
 from gpt.files import create
 from gpt.sharding import make_mesh
-from gpt.sweeps import lease as leases
 from gpt.sweeps.directory import attempts_of, open_sweep, read_sweep
 from gpt.sweeps.grid import Cell
-from gpt.sweeps.lease import Lease, claim, latest_attempt
 from gpt.sweeps.status import count_states, make_table, read_status
 from gpt.sweeps.worker import run_sweep
+from gpt.training import lease as leases
 from gpt.training.checkpoint import find_checkpoint, load_params
+from gpt.training.lease import Lease, claim, latest_attempt
 from gpt.training.run_dir import read_result, write_num_steps, write_result
 
 
@@ -247,7 +247,7 @@ def test_a_cell_whose_worker_was_killed_is_taken_over_at_once(cells: list[Cell],
     output, train = tmp_path / "sweep", FakeTrain()
     open_sweep(output, cells)
     script = (
-        "import sys, time; from pathlib import Path; from gpt.sweeps.lease import claim\n"
+        "import sys, time; from pathlib import Path; from gpt.training.lease import claim\n"
         "with claim(Path(sys.argv[1])):\n  print('claimed', flush=True)\n  time.sleep(600)"
     )
     folder = attempts_of(output, "seed=1")

@@ -14,8 +14,8 @@ from typing import Any
 
 from gpt.cli.convert import add_tokenizer_arguments
 from gpt.errors import ConfigError, DataError
-from gpt.reading import parse_json, read_text
 from gpt.generation.settings import Decoding
+from gpt.reading import parse_json, read_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

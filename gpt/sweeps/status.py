@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt.sweeps.directory import attempts_of, read_sweep
-from gpt.sweeps.lease import Attempt, latest_attempt
 from gpt.tasks.registry import find_task
+from gpt.training.lease import Attempt, latest_attempt
 from gpt.training.report import console
 from gpt.training.run_dir import read_metrics, read_num_steps, read_result, validation_scores
 

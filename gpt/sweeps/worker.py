@@ -13,9 +13,9 @@ from gpt.config import RunConfig, TokenizerConfig
 from gpt.errors import ConfigError, DataError, GPTError, Preempted, SweepError
 from gpt.sweeps.directory import attempts_of, open_sweep
 from gpt.sweeps.grid import Cell
-from gpt.sweeps.lease import Lease, claim, file_time, latest_attempt
 from gpt.sweeps.status import Row, read_status, score_text, showing_status
 from gpt.text.tokenizer import Tokenizer
+from gpt.training.lease import Lease, claim, file_time, latest_attempt
 from gpt.training.loop import check_pretrained, train
 from gpt.training.population import train_population
 from gpt.training.report import console

@@ -17,6 +17,7 @@ from gpt.training.goodput import total_shares
 from gpt.training.interrupt import StopSignals
 from gpt.training.meter import Meter
 from gpt.training.optimizer import make_optimizer, make_schedule
+from gpt.training.owner import owned
 from gpt.training.problem import Problem, load_problem
 from gpt.training.processes import is_first, meet
 from gpt.training.profiling import Profiler, ProfileSteps
@@ -58,7 +59,7 @@ def train(config: RunConfig, profile_steps: ProfileSteps | None = None) -> dict[
         if profile_steps is not None:
             raise ConfigError(f"--profile_steps: the run in {run_dir} is finished; set another RunConfig.output_dir")
         return finished
-    with Checkpoints(run_dir, config.checkpoint) as checkpoints:
+    with owned(run_dir), Checkpoints(run_dir, config.checkpoint) as checkpoints:
         _Training(config, problem, mesh, run_dir, checkpoints).run(profile_steps)
     meet()  # The first process has written the last line.
     result = summary(run_dir, problem)

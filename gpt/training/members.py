@@ -17,6 +17,7 @@ from gpt.training.loop import summary
 from gpt.training.manifest import find_damage
 from gpt.training.meter import Meter, means_of
 from gpt.training.optimizer import make_schedule
+from gpt.training.owner import owned
 from gpt.training.problem import Problem
 from gpt.training.report import Report
 from gpt.training.run_dir import write_result
@@ -37,6 +38,7 @@ class Member:
         self, config: RunConfig, run_dir: Path, problem: Problem, stack: contextlib.ExitStack, *, is_shown: bool
     ):
         self.config, self.run_dir = config, run_dir
+        stack.enter_context(owned(run_dir))
         self.schedule = make_schedule(config.optimizer, problem.num_steps)
         self.checkpoints = stack.enter_context(Checkpoints(run_dir, config.checkpoint))
         self._last_step = self.checkpoints.newest_verified() or 0

@@ -1,4 +1,4 @@
-"""Who runs a cell: one file an attempt, numbered, of which only the last counts.
+"""Who runs a cell of a sweep, or trains in a run directory: one file an attempt, of which only the last counts.
 
 An attempt begins by making the next number's file, which one process alone can do. It holds the cell until the file
 says how it ended, or until it is lost: its process is gone, or, seen from another machine, its file was not touched
@@ -43,11 +43,16 @@ class Attempt(NamedTuple):
     error: str | None = None
 
     @property
+    def is_here(self) -> bool:
+        """Whether it was made on this machine, where its process can be looked for."""
+        return bool(self.machine) and self.machine == _this_machine()
+
+    @property
     def is_live(self) -> bool:
         """Whether the attempt holds its cell."""
         if self.end is not None:
             return False
-        if self.machine and self.machine == _this_machine():
+        if self.is_here:
             return self.process_start == _process_start(self.pid)
         return file_time(self.path.parent) - self.path.stat().st_mtime < LOST_AFTER_SECONDS
 
