@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint bench help
+.PHONY: quickstart test lint bench fuzz help
 help:
 	@echo "make quickstart   pretrain, fine-tune and evaluate a small GPT on this machine, about 5 minutes"
 	@echo "make test         all tests but the slow ones"
 	@echo "make lint         ruff and pyright"
 	@echo "make bench        speed, as a ratio to a peer in the same run"
+	@echo "make fuzz         files made to break every reader, about 20 minutes"
 
 # Huge pages, because the large temporaries of a step are mapped anew each time.
 quickstart: $(VENV)/runs.stamp
@@ -25,6 +26,10 @@ lint: $(VENV)/tests.stamp
 
 bench: $(VENV)/tests.stamp
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit; done
+
+fuzz: $(VENV)/tests.stamp
+	$(PIP) --editable '.[fuzz]'
+	$(BIN)/python tests/fuzz.py
 
 $(VENV)/runs.stamp: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV), once"

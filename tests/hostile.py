@@ -19,12 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import save
+from starlette.exceptions import HTTPException
 
 from gpt import gin_io
 from gpt.config import ModelConfig, RunConfig, TaskConfig, TokenizerConfig
 from gpt.data.rows import read_rows
 from gpt.data.sources import read_documents
 from gpt.data.store import SplitIndex, StoreIndex, TokenStore
+from gpt.demo.bodies import Body, ClassifyBody, CompletionBody, parse
+from gpt.errors import DataError
 from gpt.evaluation.submission import SHEETS, check_submission, write_submission
 from gpt.gin_io import load_sweep
 from gpt.interop.huggingface import read_huggingface
@@ -174,6 +177,19 @@ def _read_openai(folder: Path) -> Any:
     return read_openai(folder, None)
 
 
+def _body(kind: type[Body]) -> Callable[[Path], Any]:
+    def read(folder: Path) -> Any:
+        try:
+            body: Any = parse(kind, (folder / "body.json").read_bytes())
+            return (body.prompts, body.stops, body.decoding(1)) if kind is CompletionBody else body.rows
+        except HTTPException as error:
+            if error.status_code != 400:
+                raise
+            raise DataError(error.detail) from None
+
+    return read
+
+
 def _with(reader: Callable[[Path], Any], files: dict[str, bytes], file: str) -> Reader:
     return Reader(file, reader, files[file], {name: content for name, content in files.items() if name != file})
 
@@ -252,6 +268,12 @@ READERS = {
         lambda folder: claim(folder / "sweep/.attempts/seed=1"), _SWEEP, "sweep/.attempts/seed=1/0001.json"
     ),
     "result of a cell": _with(_table, _SWEEP, "sweep/seed=1/result.json"),
+    "completion request": Reader(
+        "body.json",
+        _body(CompletionBody),
+        _dumped({"prompt": ["a", "b"], "max_tokens": 3, "temperature": 0.5, "stop": ["c"], "seed": 1, "n": 2}),
+    ),
+    "classify request": Reader("body.json", _body(ClassifyBody), _dumped({"input": [{"text_a": "a"}, "b"]})),
     "submission": Reader("glue.zip", lambda folder: check_submission(folder / "glue.zip"), _zip(_SHEETS)),
     "predictions": Reader(
         "runs/rte/predictions/test.jsonl",
