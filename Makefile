@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 help:
 	@echo "make quickstart   pretrain, fine-tune and evaluate a small GPT on this machine, about 5 minutes"
 	@echo "make test         all tests but the slow ones"
+	@echo "make test-browser the writing page in headless Chromium, which it installs (Debian, as root)"
 	@echo "make lint         ruff and pyright"
 	@echo "make bench        speed, as a ratio to a peer in the same run"
 	@echo "make fuzz         files made to break every reader, about 20 minutes"
@@ -18,6 +19,12 @@ quickstart: $(VENV)/runs.stamp
 
 test: $(VENV)/tests.stamp
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+# A browser is Debian's; what drives it comes from the package index.
+test-browser: $(VENV)/tests.stamp
+	command -v chromium > /dev/null || { apt-get update && apt-get install --yes --no-install-recommends chromium; }
+	$(PIP) --editable '.[browser]'
+	$(BIN)/python -m pytest tests/test_page.py
 
 lint: $(VENV)/tests.stamp
 	$(BIN)/ruff check .

@@ -170,3 +170,20 @@ def test_a_call_that_fails_fails_alone(engine: Engine) -> None:
         return await engine.call(lambda: 7)
 
     assert run(engine, use) == 7
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_the_engine_fails_everybody_is_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("the device is full")
+
+    async def use() -> tuple[Any, ...]:
+        news: asyncio.Queue[Any] = asyncio.Queue()
+        engine.submit([Job([1], Decoding(max_new_tokens=5), news)])
+        return await news.get()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "_step", fail)
+        assert run(engine, use)[1:] == (None, None)
+    assert isinstance(engine.failure, MemoryError)
+    assert not engine.is_running

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+import uvicorn
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
-from toy import ROOT, Command, Run
+from toy import ROOT, Command, Run, run_python
 
-from gpt.demo import limits
-from gpt.demo.app import Service, make_app
+from gpt.demo import limits, server
+from gpt.demo.app import Service, make_app, unless_left
 from gpt.demo.prompts import read_prompt
 from gpt.demo.server import make_service
 from gpt.evaluation.token_scores import token_log_probs
@@ -285,6 +287,30 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(monkeypatch: pytest.Monke
     assert error.value.status_code == 408
 
 
+def test_a_connection_that_says_nothing_is_closed(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.1)
+    listener = server.bind("127.0.0.1", 0)
+    http = uvicorn.Server(uvicorn.Config(make_app(service), http=server.Protocol, log_level="warning"))
+    thread = threading.Thread(target=http.run, args=([listener],))
+    thread.start()
+    try:
+        with socket.create_connection(listener.getsockname(), timeout=30) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: ")
+            assert connection.recv(1) == b""
+    finally:
+        http.should_exit = True
+        thread.join()
+
+
+def test_what_a_client_that_left_asked_for_is_given_up() -> None:
+    class Left:
+        async def receive(self) -> dict[str, str]:
+            return {"type": "http.disconnect"}
+
+    with pytest.raises(HTTPException, match="the client has left"):
+        asyncio.run(unless_left(Left(), asyncio.sleep(60)))  # pyright: ignore[reportArgumentType] - all that is asked
+
+
 def test_more_texts_than_may_wait_are_refused_with_429(client: TestClient, service: Service) -> None:
     service.engine.max_waiting, before = 1, service.engine.max_waiting
     try:
@@ -527,3 +553,14 @@ def test_the_command_tells_its_address_answers_and_ends_at_sigterm_when_its_text
         out, error = process.communicate(timeout=60)
     assert b"data: [DONE]" in answer
     assert (process.returncode, out, error) == (0, "", "")
+
+
+@pytest.mark.slow
+def test_under_load_and_through_a_crash_every_answer_is_that_of_its_prompt_alone() -> None:
+    done = run_python("benchmarks/serving.py", "--clients", "50", "--seconds", "20")
+    assert done.code == 0, done.err
+    alone, many, crashed = done.rows
+    assert [row["wrong"] for row in done.rows] == [0, 0, 0]
+    assert (alone["unanswered"], many["unanswered"], crashed["exit_code"]) == (0, 0, 0)
+    assert crashed["unanswered"] > 0, "the server was away"
+    assert crashed["requests"] > 50, "and came back"

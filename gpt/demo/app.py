@@ -132,7 +132,7 @@ class _Api:
         await completion.start()
         if body.stream:
             return StreamingResponse(self._events(completion, time.monotonic()), media_type="text/event-stream")
-        answer = await _unless_left(request, completion.whole())
+        answer = await unless_left(request, completion.whole())
         self._count(completion)
         return JSONResponse(answer)
 
@@ -176,7 +176,7 @@ class _Api:
         self._metrics.new_tokens.inc(usage["completion_tokens"])
 
 
-async def _unless_left(request: Request, answer: Any) -> Any:
+async def unless_left(request: Request, answer: Any) -> Any:
     """The answer; given up when the client closes the connection before."""
 
     async def left() -> None:

@@ -28,7 +28,7 @@ GRACE_SECONDS = 20
 """How long a text may still be written after SIGTERM."""
 
 
-class _Protocol(H11Protocol):
+class Protocol(H11Protocol):
     """HTTP that does not wait for ever for a client that says nothing."""
 
     def connection_made(self, transport: Any) -> None:
@@ -100,7 +100,7 @@ def serve(service: Service, listener: socket.socket, host: str) -> None:
     ready = {"url": f"http://{address}:{port}", "model": service.name}
     config = uvicorn.Config(
         make_app(service),
-        http=_Protocol,
+        http=Protocol,
         ws="none",
         log_level="warning",
         access_log=False,
