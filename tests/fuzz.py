@@ -34,8 +34,8 @@ def main() -> int:
     found = []
     for name in args.readers or READERS:
         command = [sys.executable, __file__, name, "--here", "--seconds", str(args.seconds)]
-        process = subprocess.run(command, check=False, capture_output=True, text=True)
-        lines = process.stderr.splitlines()
+        process = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        lines = process.stdout.splitlines()
         done = [line for line in lines if line.startswith("Done ")]
         print(f"{name}: {done[0] if done and not process.returncode else 'found something'}", flush=True)
         if process.returncode:

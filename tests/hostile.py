@@ -4,6 +4,7 @@
 raises a GPTError.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -23,7 +24,11 @@ from starlette.exceptions import HTTPException
 
 from gpt import gin_io
 from gpt.config import ModelConfig, RunConfig, TaskConfig, TokenizerConfig
+from gpt.data.assemble import Recipe
+from gpt.data.parts import EncodedPart
+from gpt.data.place import Place
 from gpt.data.rows import read_rows
+from gpt.data.shards import Record
 from gpt.data.sources import read_documents
 from gpt.data.store import SplitIndex, StoreIndex, TokenStore
 from gpt.demo.bodies import Body, ClassifyBody, CompletionBody, parse
@@ -148,6 +153,11 @@ _TOKENS = np.arange(30, dtype="<u2").tobytes()
 _DIGEST = hashlib.sha256(_TOKENS).hexdigest()
 _INDEX = StoreIndex(_DIGEST, 40, 0, _DIGEST, {"train": SplitIndex("train.bin", 30, 1, _DIGEST)})
 _STORE = {"s/index.json": _INDEX.to_json().encode(), "s/train.bin": _TOKENS}
+_SHARD = dataclasses.asdict(
+    Record(
+        ["a.txt"], [], Recipe([_DIGEST], [], 0.1, "text", _DIGEST, 40, 0), [EncodedPart("train", 1, None, "0.bin", 2)]
+    )
+)
 _SWEEP = _in(_sweep)
 _RUN = {"config.gin": CONFIG, "result.json": _dumped(RUN_RESULT), "num_steps": b"12\n"}
 _METRICS = b"".join(
@@ -231,6 +241,7 @@ READERS = {
     "hparams.json": _with(_read_openai, _OPENAI, "hparams.json"),
     "index.json": _with(lambda folder: TokenStore.open(folder / "s").verify(), _STORE, "s/index.json"),
     "index.json by URL": _with(_read_store_by_url, _STORE, "s/index.json"),
+    "shard.json": Reader("shard.json", lambda folder: Record.read(Place(folder)), _dumped(_SHARD), {"0.bin": b"12"}),
     "train.bin": _with(lambda folder: TokenStore.open(folder / "s").split("train")[:9], _STORE, "s/train.bin"),
     "train.bin by URL": _with(_read_store_by_url, _STORE, "s/train.bin"),
     "jsonl rows": Reader("train.jsonl", _rows("mrpc"), _dumped(PAIRS) + b"\n" + _dumped(PAIRS)),

@@ -55,6 +55,12 @@ def test_a_header_that_claims_more_than_the_file_holds_takes_no_memory(tmp_path:
         )
 
 
+def test_of_an_index_no_more_is_fetched_than_it_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt.data.store.MAX_BYTES", 10)
+    for name in ("index.json", "index.json by URL"):
+        assert "index.json: is larger than 10 bytes" in refusal(name, tmp_path / name, b" " * 11)
+
+
 def test_a_config_that_claims_very_many_layers_is_held_against_the_weights(tmp_path: Path) -> None:
     write_config(tmp_path, n_layer=10**9)
     READERS["config.json"].make(tmp_path / "valid")

@@ -71,8 +71,9 @@ class Record:
             recipe = Recipe(**tree.pop("recipe"))
             parts = [EncodedPart(**part) for part in tree.pop("parts")]
             record = cls(**tree, recipe=recipe, parts=parts)
-            if not all(type(part.size) is int and isinstance(part.file, str) for part in parts):
-                raise TypeError("a part without file or size")
+            for part in parts:
+                if not (type(part.size) is type(part.documents) is int and type(part.file) is type(part.split) is str):
+                    raise TypeError(f"{part!r:.200} is no part")
         except FileNotFoundError:
             return None
         except (DataError, ValueError, TypeError, KeyError, AttributeError) as error:
