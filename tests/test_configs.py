@@ -36,6 +36,8 @@ def load(file: Path) -> RunConfig:
     """The config of one file as it is meant to be used, with its required settings filled."""
     if file.parent.name in ("model", "mesh"):
         return gin_io.load([PRETRAIN, file], PRETRAINING)
+    if file.stem == "adapt":
+        return gin_io.load([file], [*PRETRAINING, "RunConfig.init_from=runs/pretrained"])
     if file == PRETRAIN:
         return gin_io.load([file], PRETRAINING)
     if file.stem == "quickstart_pretrain":

@@ -32,6 +32,11 @@ class RunConfig:
         3600.0, "an update that takes longer is a hang and ends the run (exit code 4); None: none is"
     )
     evaluation_batches: int | None = setting(None, "validation batches looked at during training; None: all")
+    patience: int | None = setting(
+        None,
+        "stop after so many evaluations in a row without a better score, and let the best checkpoint be the run's "
+        "result; None: train to the end, the last one is the result",
+    )
 
     tokenizer: TokenizerConfig
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -49,7 +54,7 @@ class RunConfig:
         )
         require_positive(
             self, "num_epochs", "batch_size", "accumulation_steps", "log_every_steps",
-            "evaluate_every_steps", "evaluation_batches", "update_timeout_seconds",
+            "evaluate_every_steps", "evaluation_batches", "update_timeout_seconds", "patience",
         )  # fmt: skip
         require(
             self.max_steps is None or self.max_steps >= 0,
@@ -65,6 +70,13 @@ class RunConfig:
             not self.checkpoint.keep_best or self.checkpoint.save_every_steps % self.evaluate_every_steps == 0,
             f"CheckpointConfig.keep_best needs a score of each checkpoint: make CheckpointConfig.save_every_steps = "
             f"{self.checkpoint.save_every_steps} a multiple of RunConfig.evaluate_every_steps = "
+            f"{self.evaluate_every_steps}",
+        )
+        require(
+            self.patience is None
+            or (self.checkpoint.keep_best and self.checkpoint.save_every_steps == self.evaluate_every_steps),
+            f"RunConfig.patience = {self.patience} goes back to the best checkpoint: set CheckpointConfig.keep_best = "
+            f"True, and CheckpointConfig.save_every_steps to RunConfig.evaluate_every_steps = "
             f"{self.evaluate_every_steps}",
         )
         if self.num_transferred_layers is not None:

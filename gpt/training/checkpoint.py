@@ -28,6 +28,7 @@ from gpt.training.checkpoint_dir import WRITING, delete_old, newest_verified, sa
 from gpt.training.manifest import find_damage, read_notes, write_manifest
 from gpt.training.processes import is_first, meet
 from gpt.training.report import warn
+from gpt.training.run_dir import read_result
 from gpt.training.state import TrainState
 
 RETRY_SECONDS = 30.0
@@ -204,7 +205,12 @@ class Checkpoints:
 
 
 def find_checkpoint(run_dir: Path, step: int | None = None) -> Path:
-    """The checkpoint that a run saved at `step` (None: latest); DataError when there is none."""
+    """The checkpoint that a run saved at `step`; DataError when there is none.
+
+    Without a step it is the latest, or the best of a finished run that `RunConfig.patience` chose it for.
+    """
+    if step is None:
+        step = ((read_result(run_dir) or {}).get("best") or {}).get("step")
     directory = (run_dir / "checkpoints").resolve()
     steps = saved_steps(run_dir)
     if not steps or (step is not None and step not in steps):

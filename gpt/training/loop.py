@@ -12,6 +12,7 @@ from gpt.gin_io import differences
 from gpt.sharding import check_divisible, local_rows, make_mesh, shard_batch
 from gpt.text.tokenizer import Tokenizer
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params, require_whole
+from gpt.training.checkpoint_dir import best_step
 from gpt.training.evaluate import Score, evaluate
 from gpt.training.goodput import total_shares
 from gpt.training.interrupt import StopSignals
@@ -63,6 +64,11 @@ def train(config: RunConfig, profile_steps: ProfileSteps | None = None) -> dict[
         _Training(config, problem, mesh, run_dir, checkpoints).run(profile_steps)
     meet()  # The first process has written the last line.
     result = summary(run_dir, problem)
+    if config.patience is not None:
+        best = best_step(run_dir)
+        result["best"] = next(
+            line for line in read_metrics(run_dir) if line["kind"] == "validation" and line["step"] == best
+        )
     if is_first():
         write_result(run_dir, result)
     return result
@@ -98,7 +104,9 @@ class _Training:
         start = checkpoints.newest_verified()
         self._state = starting_state(config, state, mesh, checkpoints, start)
         self._first = int(self._state.step)
-        self._meter.put_back(checkpoints.notes(start)["unread"] if start else [])
+        notes = checkpoints.notes(start) if start else {}
+        self._meter.put_back(notes.get("unread", []))
+        self._scores: list[float] = notes.get("scores", [])
         self._train_step = self._meter.timed(
             make_train_step(
                 config.model, problem.objective, optimizer, dropout_key, config.accumulation_steps, shardings
@@ -108,7 +116,7 @@ class _Training:
         self._schedule = make_schedule(config.optimizer, problem.num_steps)
 
     def run(self, profile_steps: ProfileSteps | None) -> None:
-        """Makes all updates that are left.
+        """Makes all updates that are left, or those until patience ends.
 
         Raises:
           Preempted: a signal stopped it before the last.
@@ -116,6 +124,8 @@ class _Training:
         """
         config, problem, meter = self._config, self._problem, self._meter
         first, last = self._first, problem.num_steps
+        if self._is_stalled():
+            return  # It was killed after its last update.
         if profile_steps is not None:
             profile_steps.require_within(first + 1, last)
         title = config.task.name or "pretraining"
@@ -141,7 +151,9 @@ class _Training:
                 for update in finished.add(step, metrics) + (finished.rest() if any(due) else []):
                     skipped.judge(*update)
                 self._follow(step, due, report, watchdog)
-                if due.stops and step < last:
+                if step == last or self._is_stalled():
+                    break
+                if due.stops:
                     raise Preempted(
                         f"{signals.reason}: saved step {step} of {last}; the same command continues from there"
                     )
@@ -166,17 +178,26 @@ class _Training:
                 scores = evaluate(self._eval_step, self._state.params, self._problem, self._mesh)
             report.log(step, "validation", {name: score.value for name, score in scores.items()})
             score = main_score(self._problem, scores)
+            self._scores.append(score)
+        is_stalled = self._is_stalled()
+        if is_stalled:
+            report.say(f"{self._config.patience} evaluations without a better score: training ends")
         if due.save:
             watchdog.expects(f"the checkpoint of update {step}", patience=PATIENCE)
             with meter.spent("save"):
-                notes = {"score": score, "unread": meter.unread()}
+                notes = {"score": score, "scores": self._scores, "unread": meter.unread()}
                 self._checkpoints.begin_save(self._state, notes)
             report.log(step, "time", meter.read_time())
             report.sync()  # What a checkpoint follows is on disk before it.
             self._checkpoints.publish()
-            if due.stops:
+            if due.stops or is_stalled:
                 self._checkpoints.finish(self._state, notes)
         watchdog.expects(f"the batch of update {step + 1}")
+
+    def _is_stalled(self) -> bool:
+        """Whether as many evaluations as `patience` allows have passed since the best one."""
+        patience, scores = self._config.patience, self._scores
+        return patience is not None and bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
 class _Due(NamedTuple):
@@ -201,7 +222,7 @@ def summary(run_dir: Path, problem: Problem) -> dict[str, Any]:
     latest = {line["kind"]: line for line in lines}
     if "time" in latest:
         latest["time"] = total_shares(line for line in lines if line["kind"] == "time")
-    return {"run": str(run_dir), "step": problem.num_steps, **latest, **problem.facts}
+    return {"run": str(run_dir), "step": lines[-1]["step"], **latest, **problem.facts}
 
 
 def starting_state(

@@ -104,6 +104,10 @@ def _check_together(configs: Sequence[RunConfig]) -> RunConfig:
         )
     if len({Path(config.output_dir).resolve() for config in configs}) < len(configs):
         raise ConfigError("two members of a population have the same RunConfig.output_dir: give each its own")
+    if configs[0].patience is not None:
+        raise ConfigError(
+            f"RunConfig.patience = {configs[0].patience}: members of a population end together; train each by itself"
+        )
     if jax.process_count() > 1:
         raise ConfigError(
             f"a population trains in one process, and here are {jax.process_count()}: "
