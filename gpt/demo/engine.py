@@ -176,6 +176,8 @@ class Engine:
             self._post([(job, None, None) for job in {*self._jobs, *(seat.job for seat in self._seats.values())}])
             for _, future in self._calls:
                 self._loop.call_soon_threadsafe(_settle, future, None, Stopped())
+            for left in (self._jobs, self._seats, self._calls):
+                left.clear()
 
     def _wait(self) -> bool:
         """Waits for something to do; False when it shall stop."""
