@@ -10,7 +10,7 @@ help:
 	@echo "make test         all tests but the slow ones"
 	@echo "make test-browser the writing page in headless Chromium, which it installs (Debian, as root)"
 	@echo "make lint         ruff and pyright"
-	@echo "make bench        speed, as a ratio to a peer in the same run"
+	@echo "make bench        speed, as a ratio to peers in the same run; 15 minutes, writes docs/results/performance.md"
 	@echo "make fuzz         files made to break every reader, about 20 minutes"
 
 # Huge pages, because the large temporaries of a step are mapped anew each time.
@@ -32,7 +32,8 @@ lint: $(VENV)/tests.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/tests.stamp
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit; done
+	$(PIP) --editable '.[parity]'
+	$(BIN)/python -m benchmarks --output docs/results/performance.md
 
 fuzz: $(VENV)/tests.stamp
 	$(PIP) --editable '.[fuzz]'

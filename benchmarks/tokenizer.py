@@ -4,15 +4,14 @@ basic     the same pipeline of the `tokenizers` library, called without our code
 original  the plain Python form of the algorithm in tests/reference_tokenizer.py, on whole texts
 prepare   the same plain form, against `gpt prepare` on the original route with a process a core; seconds by the clock
 
-    python benchmarks/tokenizer.py                                    # documentation of the standard library
-    python benchmarks/tokenizer.py --vocab openai --megabytes 20 books/*.txt
+    python -m benchmarks.tokenizer                                    # documentation of the standard library
+    python -m benchmarks.tokenizer --vocab openai --megabytes 20 books/*.txt
 
 We and the peer take turns, and both start without memory of words in each turn. Seconds are medians of processor time
 over all threads, which other work on the machine disturbs less than the clock; `ratio` is the peer's over ours.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.compare import report
 from gpt.data.prepare import prepare
 from gpt.data.stdlib import read_corpus
 from gpt.data.store import TokenStore
@@ -70,8 +70,8 @@ def timed(encode: Encode, texts: Sequence[str]) -> tuple[float, list[list[int]]]
     return time.process_time() - started, ids
 
 
-def measure(tokenizer: Tokenizer, texts: Sequence[str], turns: int) -> dict[str, object]:
-    """The line of one route."""
+def measure(tokenizer: Tokenizer, texts: Sequence[str], turns: int) -> None:
+    """Prints the line of one route."""
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     for _ in range(turns):
         fresh = Tokenizer(tokenizer.vocabulary, tokenizer.route)
@@ -80,11 +80,11 @@ def measure(tokenizer: Tokenizer, texts: Sequence[str], turns: int) -> dict[str,
         assert our_ids == their_ids
         seconds["ours"].append(ours)
         seconds["peer"].append(theirs)
-    return line(tokenizer.route, texts, seconds)
+    show(tokenizer.route, texts, seconds)
 
 
-def measure_prepare(tokenizer: Tokenizer, texts: Sequence[str], turns: int) -> dict[str, object]:
-    """The line of `gpt prepare`, from text files to a token store."""
+def measure_prepare(tokenizer: Tokenizer, texts: Sequence[str], turns: int) -> None:
+    """Prints the line of `gpt prepare`, from text files to a token store."""
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     with tempfile.TemporaryDirectory() as directory:
         files = [Path(directory, f"{number}.txt") for number in range(len(texts))]
@@ -101,22 +101,17 @@ def measure_prepare(tokenizer: Tokenizer, texts: Sequence[str], turns: int) -> d
             seconds["peer"].append(time.perf_counter() - started)
             expected = np.concatenate([[*ids, tokenizer.newline_id] for ids in documents])
             np.testing.assert_array_equal(TokenStore.open(store, tokenizer).split("train"), expected)
-    return line("prepare", texts, seconds)
+    show("prepare", texts, seconds)
 
 
-def line(name: str, texts: Sequence[str], seconds: dict[str, list[float]]) -> dict[str, object]:
-    """What is printed of the turns of both sides."""
-    ours, theirs = (statistics.median(seconds[side]) for side in ("ours", "peer"))
+def show(name: str, texts: Sequence[str], seconds: dict[str, list[float]]) -> None:
+    """Prints the line of the turns of both sides."""
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    return {
-        "benchmark": name,
-        "megabytes": round(megabytes, 2),
-        "turns": len(seconds["ours"]),
-        "seconds": round(ours, 3),
-        "peer_seconds": round(theirs, 3),
-        "megabytes_per_second": round(megabytes / ours, 2),
-        "ratio": round(theirs / ours, 3),
-    }
+    sides = {}
+    for side, turns in seconds.items():
+        median = statistics.median(turns)
+        sides[side] = {"seconds": median, "megabytes_per_second": megabytes / median}
+    report(f"tokenizer, {name}", {"megabytes": round(megabytes, 2), "turns": len(seconds["ours"])}, sides)
 
 
 def main() -> None:
@@ -135,9 +130,9 @@ def main() -> None:
         return Tokenizer.load(args.vocab, route) if args.vocab else train_bpe(texts, 4000, route)
 
     basic, original = tokenizer_of("basic"), tokenizer_of("original")
-    print(json.dumps(measure(basic, texts, args.turns)), flush=True)
-    print(json.dumps(measure(original, texts, args.turns)), flush=True)
-    print(json.dumps(measure_prepare(original, texts, args.turns)), flush=True)
+    measure(basic, texts, args.turns)
+    measure(original, texts, args.turns)
+    measure_prepare(original, texts, args.turns)
 
 
 if __name__ == "__main__":  # the worker processes of `prepare` import this file

@@ -1,0 +1,102 @@
+"""Our side of each comparison: what the commands run, on random weights and ids."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from benchmarks.compare import Turn
+from benchmarks.lengths import draw_examples
+from gpt.config import MeshConfig, ModelConfig, OptimizerConfig, TaskConfig
+from gpt.data.batches import TaskExamples, TextBatch, finetuning_batches
+from gpt.evaluation.token_scores import token_log_probs
+from gpt.generation.settings import Decoding
+from gpt.generation.texts import continue_texts
+from gpt.model.gpt import init_params
+from gpt.sharding import make_mesh, shard_batch
+from gpt.training.optimizer import make_optimizer
+from gpt.training.state import TrainState, create_state, split_seed
+from gpt.training.steps import LanguageModelObjective, Objective, TaskObjective, make_train_step
+
+
+def training(batch: int, length: int, model: Mapping[str, Any]) -> Turn:
+    """The update of `train.py`; seconds of one."""
+    config, mesh = ModelConfig(**model), one_device()
+    state, step = start(config, LanguageModelObjective(), None)
+    tokens = np.random.default_rng(0).integers(config.vocab_size, size=(batch, length + 1), dtype=np.int32)
+    text = TextBatch(tokens, np.ones((batch, length), np.float32))
+
+    def turn() -> dict[str, float]:
+        nonlocal state
+        began = time.perf_counter()
+        state, metrics = step(state, shard_batch(mesh, text, batch))
+        jax.block_until_ready(metrics)
+        return {"seconds": time.perf_counter() - began}
+
+    return turn
+
+
+def finetuning(task: str, examples: int, batch: int, model: Mapping[str, Any]) -> Turn:
+    """An epoch over some examples as `train.py` batches them, no auxiliary loss; seconds of all."""
+    config, mesh = ModelConfig(num_special_tokens=3, **model), one_device()
+    state, step = start(config, TaskObjective(TaskConfig(name=task, lm_coef=0.0)), 2)
+    sequences = [[ids] for ids in draw_examples(task, examples, config.vocab_size)]
+    labels = np.arange(examples, dtype=np.int32) % 2
+    batches = finetuning_batches(TaskExamples(sequences, labels), config.context_length, batch, 1, seed=0)
+
+    def turn() -> dict[str, float]:
+        nonlocal state
+        began = time.perf_counter()
+        for number in range(len(batches)):
+            state, metrics = step(state, shard_batch(mesh, batches[number], batch))
+            jax.block_until_ready(metrics)
+        return {"seconds": time.perf_counter() - began}
+
+    turn()  # compiles every length
+    return turn
+
+
+def scoring(batch: int, length: int, model: Mapping[str, Any]) -> Turn:
+    """The log-probability of every token, as `gpt score`; seconds of all."""
+    config = ModelConfig(**model)
+    params = init_params(config, jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(config.vocab_size, size=(batch, length)).tolist()
+
+    def turn() -> dict[str, float]:
+        began = time.perf_counter()
+        list(token_log_probs(config, params, tokens))
+        return {"seconds": time.perf_counter() - began}
+
+    return turn
+
+
+def generation(batch: int, prompt: int, new: int, model: Mapping[str, Any]) -> Turn:
+    """The likeliest tokens after each prompt, as `gpt generate`; seconds of all."""
+    config = ModelConfig(**model)
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    prompts = np.random.default_rng(0).integers(1, config.vocab_size, size=(batch, prompt)).tolist()
+    decoding = Decoding(max_new_tokens=new, temperature=0.0)
+
+    def turn() -> dict[str, float]:
+        began = time.perf_counter()
+        continue_texts(config, params, prompts, decoding)
+        return {"seconds": time.perf_counter() - began}
+
+    turn()  # compiles
+    return turn
+
+
+def one_device() -> Mesh:
+    """The mesh of a run on a single device."""
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def start(config: ModelConfig, objective: Objective, num_outputs: int | None) -> tuple[TrainState, Any]:
+    """A fresh state and the compiled update of `train.py`."""
+    optimizer = make_optimizer(OptimizerConfig(), num_steps=100_000)
+    init_key, dropout_key = split_seed(0)
+    state, shardings = create_state(config, num_outputs, optimizer, init_key, one_device())
+    return state, make_train_step(config, objective, optimizer, dropout_key, 1, shardings)

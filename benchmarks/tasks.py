@@ -1,0 +1,62 @@
+"""Scoring, greedy generation and fine-tuning at the size of GPT-1, against the same model of `transformers`.
+
+    python -m benchmarks.tasks                                          # all
+    python -m benchmarks.tasks scoring finetuning
+    python -m benchmarks.tasks generation --batch 8 --new 128
+
+scoring      log-probability of every token of 16 sequences of 128
+generation   the likeliest 128 tokens after 32, batch 1 and 8; the peer has no cache
+finetuning   an epoch over examples as long as those of CoLA, SST-2 and RTE, no auxiliary loss; ours in length
+             buckets, the peer's in random batches, each padded to its longest example
+"""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.compare import Side, alternate, report
+
+FINETUNING = {"cola": (128, 32), "sst2": (128, 32), "rte": (32, 8)}
+"""Examples and batch size."""
+
+
+def measure(
+    work: str, case: Mapping[str, Any], count: int, per: str, turns: int, model: Mapping[str, Any], warm_up: bool = True
+) -> None:
+    """Prints the line of one case: `count` things a turn."""
+    case_with_model = {**case, "model": model}
+    with (
+        Side(f"benchmarks.ours.{work}", case_with_model) as ours,
+        Side(f"benchmarks.huggingface.{work}", case_with_model) as peer,
+    ):
+        medians = alternate({"ours": ours.turn, "eager": peer.turn}, turns, warm_up=warm_up)
+    for side in medians.values():
+        side[f"{per}_per_second"] = count / side["seconds"]
+    report(work, case, medians)
+
+
+def main() -> None:
+    """Print a line for each case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    work = ("scoring", "generation", "finetuning")
+    parser.add_argument("work", nargs="*", default=work, help="default all", metavar="WORK")
+    parser.add_argument("--turns", type=int, default=3, metavar="N", help="default 3; of generation 1")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="of generation; default 1 8")
+    parser.add_argument("--new", type=int, default=128, metavar="N", help="tokens to generate; default 128")
+    args = parser.parse_args()
+    if set(args.work) - set(work):
+        parser.error(f"WORK is one of {', '.join(work)}")
+    if "scoring" in args.work:
+        measure("scoring", {"batch": 16, "length": 128}, 16 * 128, "tokens", args.turns, {})
+    if "generation" in args.work:
+        for batch in args.batch:
+            case = {"batch": batch, "prompt": 32, "new": args.new}
+            measure("generation", case, batch * args.new, "tokens", 1, {}, warm_up=False)
+    if "finetuning" in args.work:
+        for task, (examples, batch) in FINETUNING.items():
+            case = {"task": task, "examples": examples, "batch": batch}
+            measure("finetuning", case, examples, "examples", args.turns, {}, warm_up=False)
+
+
+if __name__ == "__main__":
+    main()
