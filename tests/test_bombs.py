@@ -293,6 +293,12 @@ def test_a_record_of_a_sweep_names_cells_of_its_directory_alone(name: str, tmp_p
         read_sweep(tmp_path)
 
 
+def test_a_record_of_a_sweep_names_tasks(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"settings": {"TaskConfig.name": {}}, "cells": {"a": {}}}))
+    with pytest.raises(DataError, match=r"sweep\.json: TaskConfig\.name of 'a' is {}, expected the name of a task"):
+        read_status(tmp_path)
+
+
 def test_a_lease_names_a_process_and_no_path(tmp_path: Path) -> None:
     seed = json.loads(READERS["lease"].seed)
     (tmp_path / "0001.json").write_text(json.dumps({**seed, "pid": "../../tmp/x"}))

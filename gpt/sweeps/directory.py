@@ -69,6 +69,8 @@ def read_sweep(output: Path) -> Settings:
         # A name is that of a directory in this one.
         if not isinstance(own, dict) or name.startswith(".") or set(name) & set("/\\\0"):
             raise DataError(f"{path}: {name!r:.80} is no cell of a sweep")
+        if not isinstance(task := own.get("TaskConfig.name", shared.get("TaskConfig.name")), str | None):
+            raise DataError(f"{path}: TaskConfig.name of {name!r:.80} is {task!r:.80}, expected the name of a task")
     return {name: {**shared, **own} for name, own in cells.items()}
 
 
