@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint bench fuzz help
+.PHONY: quickstart test test-browser lint bench fuzz help
 help:
 	@echo "make quickstart   pretrain, fine-tune and evaluate a small GPT on this machine, about 5 minutes"
 	@echo "make test         all tests but the slow ones"
