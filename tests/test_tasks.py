@@ -351,3 +351,13 @@ def test_the_problem_keeps_the_labels_of_held_out_rows_in_the_order_of_its_batch
     labels = np.concatenate([batch.labels for batch in problem.held_out.batches()])
     assert problem.held_out.labels is not None
     assert problem.held_out.labels.tolist() == labels.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["stsb", "qqp", "cola", "scitail"])
+def test_a_plain_csv_has_its_own_header_whatever_the_published_tables_lack(name: str, tmp_path: Path) -> None:
+    task = find_task(name)
+    texts = ",".join(f"some {column}" for column in task.transform.columns)
+    label = task.labels[0] if task.labels else "3.0"
+    write(tmp_path / "train.csv", f"{','.join(task.transform.columns)},label\n{texts},{label}\n")
+    (example,) = read_examples(task, tmp_path, "train")
+    assert example.label is not None

@@ -50,7 +50,9 @@ def _read(source: Source, kind: str, path: Path) -> Iterator[Located]:
     elif kind == "passages":
         yield from _passages(path)
     else:
-        for number, row in read_rows(path, kind, source.header, ragged=source.ragged):
+        is_published = kind == "tsv"  # tables without header and with ragged rows are all of this kind
+        header = source.header if is_published else ()
+        for number, row in read_rows(path, kind, header, ragged=is_published and source.ragged):
             yield f"{path}, line {number}", row
 
 
