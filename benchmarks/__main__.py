@@ -37,7 +37,10 @@ class Section(NamedTuple):
 
 
 SECTIONS = (
-    Section("Training step", ("training_step", "--turns", "2"), "Goals: 1.5 of eager, 1.1 of compiled, memory 0.75."),
+    Section("Training step", ("training_step", "--shapes", "4x128", "8x64", "--turns", "2"),
+            "Goals: 1.5 of eager, 1.1 of compiled."),
+    Section("Training step, long", ("training_step", "--shapes", "2x512", "--turns", "1"),
+            "Goals: 1.5 of eager, 1.1 of compiled, memory 0.75 of eager."),
     Section("Scoring", ("tasks", "scoring", "--turns", "2"), "Goal: 2."),
     Section("Greedy generation, batch 1", ("tasks", "generation", "--batch", "1"), "Goal: 12."),
     Section("Greedy generation, batch 8", ("tasks", "generation", "--batch", "8", "--new", "32"),
@@ -48,7 +51,7 @@ SECTIONS = (
     Section("Input pipeline", ("pipeline",), "Goal: 20 times the tokens a second of a training step."),
     Section("Start", ("runs", "start"), "Goal: 10 s, warm."),
     Section("Population", ("runs", "population"), "Eight seeds of one task, and one."),
-    Section("Cost growth", ("growth", "--output", "docs/results/growth.png", "--steps", "3"), "![](growth.png)"),
+    Section("Cost growth", ("growth", "--output", "docs/results/growth.png", "--doublings", "2"), "![](growth.png)"),
 )  # fmt: skip
 
 

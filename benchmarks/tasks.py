@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.compare import Side, alternate, report
 
-FINETUNING = {"cola": (128, 32), "sst2": (128, 32), "rte": (32, 8)}
+FINETUNING = {"cola": (128, 32), "sst2": (128, 32), "rte": (24, 8)}
 """Examples and batch size."""
 
 
