@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy import run_python
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -33,11 +34,15 @@ def test_our_side_measures_every_turn(work: str) -> None:
     assert turn()["seconds"] > 0
 
 
-@pytest.mark.parametrize(("work", "options"), PEERS, ids=str)
-def test_the_peer_measures_every_turn(work: str, options: dict[str, bool]) -> None:
+def require_peer() -> None:
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed: pip install '.[parity]'")
+
+
+@pytest.mark.parametrize(("work", "options"), PEERS, ids=str)
+def test_the_peer_measures_every_turn(work: str, options: dict[str, bool]) -> None:
+    require_peer()
     from benchmarks import huggingface
 
     turn = getattr(huggingface, work)(**CASES[work], **options, model={**MODEL, "context_length": 64})
@@ -129,6 +134,16 @@ def test_the_made_up_task_can_be_trained_on(tmp_path: Path) -> None:
     settings = [flag.removeprefix("--gin.") for flag in flags if flag.startswith("--gin.")]
     config = gin_io.load(files, [*settings, f"RunConfig.output_dir={tmp_path / 'run'}"])
     assert load_inputs(config)[1].num_steps == 1
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_runs_at_a_tiny_size_without_one() -> None:
+    require_peer()
+    done = run_python("-m", "benchmarks.gpu", "--smoke", "--peers", "--skip_population")
+    assert done.code == 0, done.err
+    assert "| cpu | tokens/s | MFU |" in done.out
+    for row in ("training, ours", "generation, ours, batch 64", "generation, eager, batch 64"):
+        assert f"| {row}" in done.out
 
 
 def test_both_pipelines_give_batches_of_the_same_tokens() -> None:
