@@ -24,7 +24,7 @@ from gpt.sharding import constrain, make_mesh, shard_batch, splitting_activation
 from gpt.text.tokenizer import Tokenizer
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
 from gpt.training.optimizer import make_optimizer
-from gpt.training.state import TrainState, create_state
+from gpt.training.state import Keys, TrainState, create_state
 from gpt.training.steps import LanguageModelObjective, Objective, TaskObjective, make_eval_step, make_train_step
 
 # Every dropout is on: the devices must draw the masks that one device draws. 20 + 3 rows divide by nothing.
@@ -202,7 +202,7 @@ def test_held_out_scores_on_every_mesh_equal_those_on_one_device(sizes: str, nam
 def test_initial_values_do_not_depend_on_the_mesh(architecture: str) -> None:
     config, optimizer = changed(architecture=architecture), make_optimizer(OptimizerConfig(), 10)
     found, expected = (
-        jax.device_get(create_state(config, 1, optimizer, jax.random.key(7), mesh)[0].params)
+        jax.device_get(create_state(config, 1, optimizer, Keys(*3 * [jax.random.key(7)]), mesh)[0].params)
         for mesh in (mesh_of("fsdp=2 tensor=2"), one_device())
     )
     jax.tree.map(np.testing.assert_array_equal, found, expected)

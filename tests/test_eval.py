@@ -269,6 +269,7 @@ FLAGS = {
         "--seed",
         "--json",
     },
+    "replay": {"--steps", "--json"},
     "verify": {"--sign", "--json"},
     "generate": {
         "--model",

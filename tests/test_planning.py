@@ -32,7 +32,7 @@ from gpt.planning.topology import FAMILIES, devices, find_topology
 from gpt.planning.traffic import hbm_traffic
 from gpt.sharding import make_mesh
 from gpt.training.optimizer import make_optimizer
-from gpt.training.state import create_state
+from gpt.training.state import Keys, create_state
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = str(ROOT / "configs" / "run" / "pretrain.gin")
@@ -265,7 +265,7 @@ def test_what_is_sent_over_a_network_of_unknown_speed_bounds_nothing() -> None:
 def test_the_state_of_a_chip_is_estimated_to_the_byte(axes: dict[str, int]) -> None:
     config = with_mesh(**axes)
     mesh = make_mesh(config.mesh, jax.devices())
-    state, _ = create_state(MODEL, None, make_optimizer(config.optimizer, 1), jax.random.key(0), mesh)
+    state, _ = create_state(MODEL, None, make_optimizer(config.optimizer, 1), Keys(*3 * [jax.random.key(0)]), mesh)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     batch = sharded_bytes(batch_shapes(config, mesh))
     placeholders = make_mesh(config.mesh, devices(find_topology("h100:4")))

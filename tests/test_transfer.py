@@ -19,7 +19,7 @@ from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
 from gpt.training.loop import starting_state
 from gpt.training.optimizer import make_optimizer
 from gpt.training.run_dir import load_config
-from gpt.training.state import create_state, transfer
+from gpt.training.state import Keys, create_state, transfer
 
 CONFIG = ModelConfig(
     vocab_size=20, num_special_tokens=3, context_length=8, num_layers=4, num_heads=2, embed_dim=16, mlp_dim=24
@@ -76,7 +76,7 @@ def test_the_weights_lie_on_four_devices_as_before_with_the_values_of_one(weight
     found = {}
     for name, mesh_config, num_devices in (("four", MeshConfig(data=1, fsdp=2, tensor=2), 4), ("one", MeshConfig(), 1)):
         mesh = make_mesh(mesh_config, jax.devices()[:num_devices])
-        state, shardings = create_state(CONFIG, 2, optimizer, jax.random.key(3), mesh)
+        state, shardings = create_state(CONFIG, 2, optimizer, Keys(*3 * [jax.random.key(3)]), mesh)
         found[name] = transfer(state.params, weights[1], 2)
         assert jax.tree.map(lambda leaf: leaf.sharding, found[name]) == shardings.params
     jax.tree.map(np.testing.assert_array_equal, *(jax.device_get(params) for params in found.values()))
@@ -87,7 +87,7 @@ def test_a_run_starts_from_as_many_blocks_as_its_config_says_and_an_optimizer_th
 ) -> None:
     config = dataclasses.replace(load_config(finetuned.path), num_transferred_layers=1)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    fresh, _ = create_state(config.model, 2, make_optimizer(config.optimizer, 15), jax.random.key(0), mesh)
+    fresh, _ = create_state(config.model, 2, make_optimizer(config.optimizer, 15), Keys(*3 * [jax.random.key(0)]), mesh)
     with Checkpoints(tmp_path, CheckpointConfig()) as none_yet:
         state = starting_state(config, fresh, mesh, none_yet, None)
     blocks, there, before = (

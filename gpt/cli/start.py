@@ -15,6 +15,7 @@ COMMANDS = (
     "tokenizer",
     "convert",
     "verify",
+    "replay",
     "score",
     "generate",
     "serve",

@@ -20,6 +20,10 @@ class RunConfig:
         None, "fine-tuning: blocks taken over from init_from, lowest first, above its embeddings; None: all"
     )
     seed: int = setting(42, "governs initial weights, data order and dropout")
+    init_seed: int | None = setting(None, "of the initial weights alone; None: seed")
+    head_seed: int | None = setting(None, "of the initial weights of the task's head alone; None: init_seed")
+    data_seed: int | None = setting(None, "of the order of the data alone; None: seed")
+    dropout_seed: int | None = setting(None, "of dropout alone; None: seed")
     num_epochs: int = setting(100, "passes over the training split; the schedule ends with the last")
     max_steps: int | None = setting(
         None, "fewer updates than the epochs take; the schedule ends there; 0: weights of `gpt convert`, no update"
@@ -60,7 +64,9 @@ class RunConfig:
             self.max_steps is None or self.max_steps >= 0,
             f"RunConfig.max_steps = {self.max_steps}: must be 0 or more",
         )
-        require(0 <= self.seed < 2**32, f"RunConfig.seed = {self.seed}: must be from 0 to 2**32 - 1")
+        for name in ("seed", "init_seed", "head_seed", "data_seed", "dropout_seed"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value < 2**32, f"RunConfig.{name} = {value}: must be from 0 to 2**32 - 1")
         require(
             self.batch_size % self.accumulation_steps == 0,
             f"RunConfig.batch_size = {self.batch_size} does not divide into "
@@ -114,6 +120,11 @@ class RunConfig:
     def transfers_all_layers(self) -> bool:
         """Whether no block of a pretrained model is left out; so None and the number of all blocks are one setting."""
         return self.num_transferred_layers in (None, self.model.num_layers)
+
+    @property
+    def seed_of_data(self) -> int:
+        """The seed of the order of the data."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def is_pretraining(self) -> bool:

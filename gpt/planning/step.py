@@ -17,7 +17,7 @@ from gpt.data.batches import TaskBatch, TextBatch
 from gpt.sharding import batch_sharding
 from gpt.training.optimizer import make_optimizer
 from gpt.training.problem import find_objective
-from gpt.training.state import split_seed, state_shapes
+from gpt.training.state import make_keys, state_shapes
 from gpt.training.steps import make_train_step
 
 _GIB = 2.0**30
@@ -50,7 +50,7 @@ def compile_step(config: RunConfig, mesh: Mesh, num_steps: int) -> Compiled:
     optimizer = make_optimizer(config.optimizer, num_steps)
     state = state_shapes(model, None if task is None else task.num_outputs, optimizer, mesh)
     batch = batch_shapes(config, mesh)
-    _, dropout_key = split_seed(config.seed)
+    dropout_key = make_keys(config).dropout
     shardings = jax.tree.map(lambda shape: shape.sharding, state)
     step: Any = make_train_step(model, objective, optimizer, dropout_key, config.accumulation_steps, shardings)
     try:

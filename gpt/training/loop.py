@@ -22,6 +22,7 @@ from gpt.training.owner import owned
 from gpt.training.problem import Problem, load_problem
 from gpt.training.processes import is_first, meet
 from gpt.training.profiling import Profiler, ProfileSteps
+from gpt.training.record import record_start
 from gpt.training.report import Report, Silence, open_report
 from gpt.training.run_dir import (
     load_config,
@@ -32,15 +33,15 @@ from gpt.training.run_dir import (
     write_result,
 )
 from gpt.training.skipped import Finished, SkippedUpdates
-from gpt.training.state import TrainState, create_state, split_seed, transfer
+from gpt.training.state import TrainState, create_state, make_keys, transfer
 from gpt.training.steps import make_eval_step, make_train_step
 from gpt.training.watchdog import PATIENCE, Watchdog
 
 
-def train(config: RunConfig, profile_steps: ProfileSteps | None = None) -> dict[str, Any]:
+def train(config: RunConfig, profile_steps: ProfileSteps | None = None, *, until: int | None = None) -> dict[str, Any]:
     """Runs, or continues, the training that `config` describes; the summary of a finished run at once.
 
-    `profile_steps` are traced by jax.profiler into RUN/profile.
+    `profile_steps` are traced by jax.profiler into RUN/profile. `until` ends it after that update, without a summary.
 
     Raises:
       GPTError: a setting or a file cannot be used; nothing has been overwritten then.
@@ -61,8 +62,10 @@ def train(config: RunConfig, profile_steps: ProfileSteps | None = None) -> dict[
             raise ConfigError(f"--profile_steps: the run in {run_dir} is finished; set another RunConfig.output_dir")
         return finished
     with owned(run_dir), Checkpoints(run_dir, config.checkpoint) as checkpoints:
-        _Training(config, problem, mesh, run_dir, checkpoints).run(profile_steps)
+        _Training(config, problem, mesh, run_dir, checkpoints).run(profile_steps, until or problem.num_steps)
     meet()  # The first process has written the last line.
+    if until is not None:
+        return {}
     result = summary(run_dir, problem)
     if config.patience is not None:
         best = best_step(run_dir)
@@ -95,12 +98,12 @@ class _Training:
         self._config, self._problem, self._mesh, self._run_dir = config, problem, mesh, run_dir
         self._checkpoints = checkpoints
         rows = local_rows(mesh, config.batch_size)
-        self._batches = problem.batches_of_seed(config.seed, rows=rows.tolist())
+        self._batches = problem.batches_of_seed(config.seed_of_data, rows=rows.tolist())
         share = len(rows) / config.batch_size
         self._meter = Meter(config.model, share, with_softmax="lm_loss" in problem.objective.coefficients)
         optimizer = make_optimizer(config.optimizer, problem.num_steps)
-        init_key, dropout_key = split_seed(config.seed)
-        state, shardings = create_state(config.model, problem.num_outputs, optimizer, init_key, mesh)
+        keys = make_keys(config)
+        state, shardings = create_state(config.model, problem.num_outputs, optimizer, keys, mesh)
         start = checkpoints.newest_verified()
         self._state = starting_state(config, state, mesh, checkpoints, start)
         self._first = int(self._state.step)
@@ -109,14 +112,14 @@ class _Training:
         self._scores: list[float] = notes.get("scores", [])
         self._train_step = self._meter.timed(
             make_train_step(
-                config.model, problem.objective, optimizer, dropout_key, config.accumulation_steps, shardings
+                config.model, problem.objective, optimizer, keys.dropout, config.accumulation_steps, shardings
             )
         )
         self._eval_step = make_eval_step(config.model, problem.objective)
         self._schedule = make_schedule(config.optimizer, problem.num_steps)
 
-    def run(self, profile_steps: ProfileSteps | None) -> None:
-        """Makes all updates that are left, or those until patience ends.
+    def run(self, profile_steps: ProfileSteps | None, until: int) -> None:
+        """Makes all updates that are left, the last of them `until`, or those until patience ends.
 
         Raises:
           Preempted: a signal stopped it before the last.
@@ -140,7 +143,9 @@ class _Training:
                 report.say(f"warning: {note}")
             finished = Finished()
             skipped = SkippedUpdates(config, self._run_dir, first, problem.numbers_of, report.log)
-            for step, batch in enumerate(meter.waiting(iterate(self._batches, first, last)), first + 1):
+            if is_first():
+                record_start(self._run_dir, first)
+            for step, batch in enumerate(meter.waiting(iterate(self._batches, first, until)), first + 1):
                 with profiler.update(step, meter.wait):
                     sharded = shard_batch(self._mesh, batch, config.batch_size)
                     watchdog.expects(f"update {step}", patience=PATIENCE if meter.is_new(sharded) else 1.0)

@@ -29,9 +29,10 @@ from gpt.training.members import Member, common_step, float_array, judge_updates
 from gpt.training.meter import Meter
 from gpt.training.optimizer import make_optimizer
 from gpt.training.problem import Problem
+from gpt.training.record import record_start
 from gpt.training.run_dir import open_run, read_result
 from gpt.training.skipped import Finished
-from gpt.training.state import TrainState, make_creation, split_seed
+from gpt.training.state import TrainState, make_creation, make_keys
 from gpt.training.steps import EvalStep, Evaluation, Scalars, make_evaluation, make_update
 from gpt.training.watchdog import PATIENCE, Watchdog
 
@@ -138,6 +139,7 @@ def _train(members: list[Member], problem: Problem, mesh: Mesh) -> None:
         finished = Finished()
         for member in members:
             member.watch_updates(problem, first)
+            record_start(member.run_dir, first, len(members))
         for step, batch in enumerate(meter.waiting(iterate(batches, first, last)), first + 1):
             watchdog.expects(f"update {step}", patience=PATIENCE if meter.is_new(batch) else 1.0)
             state, metrics = train_step(state, shard_population(mesh, batch), knobs)
@@ -179,11 +181,11 @@ def _starting_population(lanes: list[Member], problem: Problem, mesh: Mesh) -> t
     common = common_step(lanes)
     states, keys = [], []
     for member in lanes:
-        init_key, dropout_key = split_seed(member.config.seed)
-        fresh = create(init_key)
+        own_keys = make_keys(member.config)
+        fresh = create(own_keys)
         state = starting_state(member.config, fresh, one_device, member.checkpoints, common)
         states.append(jax.device_get(state))
-        keys.append(dropout_key)
+        keys.append(own_keys.dropout)
     knobs = Knobs(
         learning_rate=float_array(member.config.optimizer.learning_rate for member in lanes),
         weight_decay=float_array(member.config.optimizer.weight_decay for member in lanes),
@@ -219,11 +221,13 @@ def make_population_steps(config: RunConfig, problem: Problem, mesh: Mesh) -> tu
 
 def _stack_batches(problem: Problem, lanes: list[Member]) -> grain.MapDataset:
     """Batch k of every member, stacked: of all seeds it has the same shape."""
-    by_seed = {member.config.seed: problem.batches_of_seed(member.config.seed) for member in lanes}
+    by_seed = {seed: problem.batches_of_seed(seed) for seed in {member.config.seed_of_data for member in lanes}}
 
     def stack(step: int) -> TextBatch | TaskBatch:
         batch_of = {seed: batches[step] for seed, batches in by_seed.items()}
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *(batch_of[member.config.seed] for member in lanes))
+        return jax.tree.map(
+            lambda *leaves: np.stack(leaves), *(batch_of[member.config.seed_of_data] for member in lanes)
+        )
 
     return grain.MapDataset.range(problem.num_steps).map(stack)
 

@@ -124,7 +124,7 @@ def _pretraining(config: RunConfig, tokenizer: Tokenizer, only_split: str | None
     if only_split is None:
         batches_of_seed = functools.partial(pretraining_batches, texts, length, batch_size, config.num_epochs)
         max_batches = config.evaluation_batches
-    batches = batches_of_seed(config.seed)
+    batches = batches_of_seed(config.seed_of_data)
     num_steps = _num_steps(config, batches)
     if len(texts) > 1 and only_split is None:
         times = passes(texts, length, num_steps * batch_size)
@@ -163,7 +163,7 @@ def _finetuning(config: RunConfig, tokenizer: Tokenizer, only_split: str | None)
             rows = finetuning_rows(train, config.model.context_length, config.batch_size, seed, step)
             return {"train": drawn[rows].tolist()}
 
-    batches = batches_of_seed(config.seed)
+    batches = batches_of_seed(config.seed_of_data)
 
     _require_split(config, task, only_split or "validation")
     max_batches = config.evaluation_batches if only_split is None else None

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gpt.errors import DataError
 from gpt.files import sync, write_atomically
 from gpt.training.goodput import PARTS
 from gpt.training.processes import is_first
@@ -106,8 +107,14 @@ class Report:
 
     def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """Keeps the values of `kind` ("train", "validation" or "time") at `step`, and shows them."""
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise DataError(
+                f"{self._file.name!r} cannot be written: {error}. All checkpoints are whole; make room, and repeat the "
+                "command"
+            ) from error
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._events.add_scalar(f"{kind}/{name}", value, step)

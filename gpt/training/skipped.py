@@ -56,7 +56,7 @@ class SkippedUpdates:
             return
         self._in_a_row += 1
         values = {name: _as_json(float(value)) for name, value in metrics.items() if name != "skipped"}
-        self._log(step, "skipped", {**values, "numbers": self._numbers_of(self._config.seed, step - 1)})
+        self._log(step, "skipped", {**values, "numbers": self._numbers_of(self._config.seed_of_data, step - 1)})
         most = self._config.optimizer.max_skipped_updates
         if self._in_a_row < most:
             return

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
-from gpt.config import ModelConfig
+from gpt.config import ModelConfig, RunConfig
 from gpt.model.gpt import Params, body_name, init_params
 from gpt.sharding import sharded_shapes
 
@@ -22,43 +22,59 @@ class TrainState(NamedTuple):
     optimizer_state: optax.OptState
 
 
+class Keys(NamedTuple):
+    """The keys of the initial weights, of those of the head, and of dropout."""
+
+    init: Key[Array, ""]
+    head: Key[Array, ""]
+    dropout: Key[Array, ""]
+
+
+def make_keys(config: RunConfig) -> Keys:
+    """The keys of a run, each of its own seed if it has one; of the same generator whatever JAX is configured to."""
+    init_seed = config.seed if config.init_seed is None else config.init_seed
+    head_seed = init_seed if config.head_seed is None else config.head_seed
+    dropout_seed = config.seed if config.dropout_seed is None else config.dropout_seed
+    pairs = [
+        jax.random.split(jax.random.key(seed, impl="threefry2x32")) for seed in (init_seed, head_seed, dropout_seed)
+    ]
+    return Keys(pairs[0][0], pairs[1][0], pairs[2][1])
+
+
 def create_state(
     model_config: ModelConfig,
     num_outputs: int | None,
     optimizer: optax.GradientTransformation,
-    key: Key[Array, ""],
+    keys: Keys,
     mesh: Mesh,
 ) -> tuple[TrainState, TrainState]:
     """A fresh state, made on the mesh it will live on, and the sharding of each of its leaves."""
     shardings = jax.tree.map(lambda shape: shape.sharding, state_shapes(model_config, num_outputs, optimizer, mesh))
     create = make_creation(model_config, num_outputs, optimizer)
-    return jax.jit(create, out_shardings=shardings)(key), shardings
+    return jax.jit(create, out_shardings=shardings)(keys), shardings
 
 
 def state_shapes(
     model_config: ModelConfig, num_outputs: int | None, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Any:
     """The state with shape, type and sharding in place of each array; nothing is allocated."""
-    shapes = jax.eval_shape(make_creation(model_config, num_outputs, optimizer), jax.random.key(0))
+    keys = Keys(*3 * [jax.random.key(0, impl="threefry2x32")])
+    shapes = jax.eval_shape(make_creation(model_config, num_outputs, optimizer), keys)
     return sharded_shapes(mesh, shapes)
 
 
 def make_creation(
     model_config: ModelConfig, num_outputs: int | None, optimizer: optax.GradientTransformation
-) -> Callable[[Key[Array, ""]], TrainState]:
-    """What `create_state` compiles: from a key to a fresh state."""
+) -> Callable[[Keys], TrainState]:
+    """What `create_state` compiles: from keys to a fresh state."""
 
-    def create(key: Key[Array, ""]) -> TrainState:
-        params = init_params(model_config, key, num_outputs)
+    def create(keys: Keys) -> TrainState:
+        params = init_params(model_config, keys.init, num_outputs)
+        if num_outputs is not None:
+            params["head"] = init_params(model_config, keys.head, num_outputs)["head"]
         return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
 
     return create
-
-
-def split_seed(seed: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
-    """The keys of the initial weights and of dropout, of the same generator whatever JAX is configured to."""
-    init_key, dropout_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
-    return init_key, dropout_key
 
 
 def transfer(params: Params, pretrained: Params, num_layers: int | None = None) -> Params:

@@ -1,0 +1,126 @@
+"""What a run records of how it was made, and its first updates made again."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from test_population import use_devices
+from toy import Command, Run
+
+from gpt.config import ModelConfig, RunConfig, TokenizerConfig
+from gpt.errors import ConfigError
+from gpt.training import record
+from gpt.training.record import read_starts, record_start
+from gpt.training.state import make_creation, make_keys
+
+
+def config_of(**seeds: int) -> RunConfig:
+    return RunConfig(output_dir="x", max_steps=0, tokenizer=TokenizerConfig(path="x"), **seeds)
+
+
+def keys_of(**seeds: int) -> list[list[int]]:
+    return [jax.random.key_data(key).tolist() for key in make_keys(config_of(**seeds))]
+
+
+# Seeds
+
+
+def test_without_seeds_of_their_own_all_follow_the_seed() -> None:
+    init, dropout = jax.random.key_data(jax.random.split(jax.random.key(7, impl="threefry2x32"))).tolist()
+    assert keys_of(seed=7) == [init, init, dropout]
+    assert config_of(seed=7).seed_of_data == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"), [("init_seed", [0, 1]), ("head_seed", [1]), ("dropout_seed", [2]), ("data_seed", [])]
+)
+def test_a_seed_of_its_own_changes_nothing_else(name: str, changed: list[int]) -> None:
+    before, after = keys_of(seed=7), keys_of(seed=7, **{name: 8})
+    assert [index for index in range(3) if before[index] != after[index]] == changed
+    assert config_of(seed=7, **{name: 8}).seed_of_data == (8 if name == "data_seed" else 7)
+
+
+def test_the_head_alone_follows_its_seed() -> None:
+    model = ModelConfig(vocab_size=20, num_layers=1, num_heads=2, embed_dim=8, mlp_dim=8, context_length=8)
+    create = make_creation(model, 3, optax.identity())
+    one, other = (create(make_keys(config_of(**seeds))).params for seeds in ({"seed": 1}, {"seed": 1, "head_seed": 2}))
+    jax.tree.map(np.testing.assert_array_equal, one["transformer"], other["transformer"])
+    assert not np.array_equal(one["head"]["kernel"], other["head"]["kernel"])
+
+
+def test_a_seed_out_of_range_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"RunConfig\.data_seed = -1: must be from 0 to"):
+        config_of(data_seed=-1)
+
+
+# Records
+
+
+def test_every_start_leaves_a_line_of_what_made_it(pretrained: Run) -> None:
+    (line,) = read_starts(pretrained.path)
+    assert line["versions"].keys() >= {"python", "gpt", "jax", "jaxlib", "flax", "orbax-checkpoint"}
+    assert "train.py --gin_file=configs/run/pretrain.gin" in line["command"]
+    assert (line["after_update"], line["devices"], line["platform"], line["processes"]) == (0, 1, "cpu", 1)
+    git = record.git_state()
+    assert git is None or (len(git["commit"]), type(git["changed"])) == (40, bool)
+    assert line["git"] == git
+
+
+def test_later_starts_add_lines_and_one_cut_short_is_left_out(tmp_path: Path) -> None:
+    record_start(tmp_path, 0)
+    with (tmp_path / "starts.jsonl").open("a") as file:
+        file.write('{"time": "2\n')
+    record_start(tmp_path, 5, num_members=3)
+    assert [(line["after_update"], line["population"]) for line in read_starts(tmp_path)] == [(0, 1), (5, 3)]
+
+
+# Replay
+
+
+@pytest.fixture
+def replay(gpt: Callable[..., Command], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Command]:
+    use_devices(monkeypatch, 1)
+    return lambda *arguments: gpt("replay", *arguments)
+
+
+def test_the_first_updates_made_again_have_the_same_losses_bit_by_bit(
+    pretrained: Run, replay: Callable[..., Command]
+) -> None:
+    command = replay(pretrained.path, "--steps", "3", "--json")
+    assert command.code == 0, command.err
+    rows = [json.loads(line) for line in command.out.splitlines() if line.startswith("{")]
+    assert [(row["step"], row["metric"]) for row in rows][:3] == [(1, "loss"), (1, "lm_loss"), (1, "gradient_norm")]
+    assert {row["step"] for row in rows} == {1, 2, 3}
+    assert all(row["same"] and row["then"] == row["now"] for row in rows)
+
+
+def test_one_bit_of_difference_is_told(pretrained: Run, tmp_path: Path, replay: Callable[..., Command]) -> None:
+    run = shutil.copytree(pretrained.path, tmp_path / "run")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines[0]["loss"] = float(np.nextafter(np.float32(lines[0]["loss"]), np.float32(9)))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = replay(run, "--steps", "1")
+    assert command.code == 2
+    assert "error: 1 of 3 values differ, first loss of update 1: other data, code, library versions" in command.err
+
+
+@pytest.mark.parametrize(("steps", "message"), [("99", "updates: from 1 to 24; give"), ("-1", "from 1 to 24; give")])
+def test_updates_that_were_not_logged_are_refused(
+    steps: str, message: str, pretrained: Run, replay: Callable[..., Command]
+) -> None:
+    command = replay(pretrained.path, "--steps", steps)
+    assert command.code == 2
+    assert message in command.err
+
+
+def test_a_member_of_a_population_is_not_replayed(
+    pretrained: Run, tmp_path: Path, replay: Callable[..., Command]
+) -> None:
+    run = shutil.copytree(pretrained.path, tmp_path / "run")
+    record_start(run, 0, num_members=4)
+    assert "was trained in a population, whose sums are rounded" in replay(run).err
