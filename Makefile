@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-browser lint bench fuzz help
+.PHONY: quickstart test test-browser lint bench fuzz faults help
 help:
 	@echo "make quickstart   pretrain, fine-tune and evaluate a small GPT on this machine, about 5 minutes"
 	@echo "make test         all tests but the slow ones"
 	@echo "make test-browser the writing page in headless Chromium, which it installs (Debian, as root)"
 	@echo "make lint         ruff and pyright"
 	@echo "make bench        speed, as a ratio to peers in the same run; 15 minutes, writes docs/results/performance.md"
+	@echo "make faults       kills, damage and full disks against tiny runs, hours; goes on where it was"
 	@echo "make fuzz         files made to break every reader, about 20 minutes"
 
 # Huge pages, because the large temporaries of a step are mapped anew each time.
@@ -30,6 +31,9 @@ lint: $(VENV)/tests.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+faults: $(VENV)/tests.stamp
+	$(BIN)/python -W ignore tests/faults.py --output runs/faults
 
 bench: $(VENV)/tests.stamp
 	$(PIP) --editable '.[parity]'

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import dataclasses
 import faulthandler
+import functools
 import hashlib
 import json
 import os
@@ -45,7 +46,7 @@ from gpt import gin_io  # noqa: E402
 from gpt.config import RunConfig  # noqa: E402
 from gpt.errors import GPTError  # noqa: E402
 from gpt.training import meter  # noqa: E402
-from gpt.training.checkpoint_dir import saved_steps  # noqa: E402
+from gpt.training.checkpoint_dir import newest_verified, saved_steps  # noqa: E402
 from gpt.training.loop import train  # noqa: E402
 from gpt.training.manifest import find_damage  # noqa: E402
 from gpt.training.population import train_population  # noqa: E402
@@ -53,6 +54,10 @@ from gpt.training.run_dir import read_metrics, read_result  # noqa: E402
 
 SPEED = {"tokens_per_second", "step_seconds", "mfu_measured", "measured_tflops", "peak_process_gib"}
 _LONGEST = 120.0
+_WEIGHTS = (6, 2, 1)
+"""How often each kind of training is struck."""
+_RESUMED = 20
+"""Of so many damaged runs one goes on to its end; of the others is looked at what it would go on from."""
 _ENDED: dict[int, int] = {}
 """Exit codes of children that a strike has already waited for."""
 
@@ -210,23 +215,29 @@ class Bench(NamedTuple):
             yield Path(directory)
 
 
-def make_bench(root: Path, seed: int) -> Bench:
-    """Makes data and twins, or finds them."""
-    root.mkdir(parents=True, exist_ok=True)
+def make_inputs(root: Path) -> tuple[Job, ...]:
+    """Data below `root`, and the jobs on it."""
     toy = Toy(*(root / "toy" / name for name in ("tokenizer", "store", "cola", "choices")))
-    if not (root / "toy" / "store").exists():
+    if not toy.store.exists():
         child = os.fork()
         if not child:  # here are threads
             make_toy(root / "toy")
             os._exit(0)
         assert wait(child) == 0
-    jobs = (
+    pretrained = root / "twins" / "pretraining" / "run"
+    one = _config(toy, "fine-tuning", root, pretrained)
+    two = _config(toy, "fine-tuning", root, pretrained, seed=1)
+    return (
         Job("pretraining", (_config(toy, "pretraining", root, None),)),
-        Job("fine-tuning", (_config(toy, "fine-tuning", root, root / "twins" / "pretraining" / "run"),)),
+        Job("fine-tuning", (one,)),
+        Job("population", (_replace(one, "one"), _replace(two, "two"))),
     )
-    two = _config(toy, "fine-tuning", root, root / "twins" / "pretraining" / "run", seed=1)
-    one = jobs[1].configs[0]
-    jobs = (*jobs, Job("population", (_replace(one, "one"), _replace(two, "two"))))
+
+
+def make_bench(root: Path, seed: int) -> Bench:
+    """Makes data and twins, or finds them."""
+    root.mkdir(parents=True, exist_ok=True)
+    jobs = make_inputs(root)
     bench = Bench(root, jobs, {}, random.Random(seed))
     log = root / "log.txt"
     times = root / "seconds.json"
@@ -239,12 +250,24 @@ def make_bench(root: Path, seed: int) -> Bench:
             begin = time.monotonic()
             for run in twin.runs:
                 shutil.rmtree(run, ignore_errors=True)
-            code = end(start(twin, log), log)
+            code = end(start(_keeping_all(twin), log), log)
             assert code == 0, f"the twin of {job.name} ended with {code}: {log}"
             bench.seconds[job.name] = time.monotonic() - begin
         print(f"twin of {job.name}: {bench.seconds[job.name]:.1f} s", flush=True)
     times.write_text(json.dumps(bench.seconds))
     return bench
+
+
+def _keeping_all(job: Job) -> Job:
+    return job._replace(
+        configs=tuple(
+            dataclasses.replace(
+                config,
+                checkpoint=dataclasses.replace(config.checkpoint, keep_every_steps=config.checkpoint.save_every_steps),
+            )
+            for config in job.configs
+        )
+    )
 
 
 def _replace(config: RunConfig, name: str) -> RunConfig:
@@ -325,14 +348,60 @@ def storming(bench: Bench, job: Job) -> Callable[[int], str]:
 def kills(bench: Bench) -> Iterator[Outcome]:
     """SIGKILL at a random instant, several times a run, of all kinds of training."""
     while True:
-        job = bench.rng.choices(bench.jobs, (6, 2, 1))[0]
+        job = bench.rng.choices(bench.jobs, _WEIGHTS)[0]
         yield from disturb(bench, "kill -9", job, bench.rng.randint(3, 8), killing(bench, job), lambda: None)
+
+
+def freezes(bench: Bench) -> Iterator[Outcome]:
+    """All threads of a run stand still at a random instant, and what a kill would leave then is looked at.
+
+    Each copy of its directory must hold the newest checkpoint of the copy before it or a newer one, with the arrays of
+    the twin, and every log line up to it.
+    """
+    while True:
+        job = bench.rng.choices(bench.jobs, _WEIGHTS)[0]
+        with bench.work() as work:
+            here, log = job.at(work / "live"), work / "log.txt"
+            child, copies = start(here, log), []
+            time.sleep(bench.seconds[job.name] * bench.rng.uniform(0, 0.5))
+            while wait(child, bench.rng.expovariate(60 / bench.seconds[job.name])) is None and len(copies) < 60:
+                os.kill(child, signal.SIGSTOP)
+                if (work / "live").exists():
+                    copies.append(Path(shutil.copytree(work / "live", work / f"copy{len(copies)}")))
+                os.kill(child, signal.SIGCONT)
+            if len(copies) == 60:
+                end(child, log)
+            yield from _look_at(copies, job, bench)
+
+
+def _look_at(copies: list[Path], job: Job, bench: Bench) -> Iterator[Outcome]:
+    newest = dict.fromkeys((run.name for run in job.runs), 0)
+    for copy in copies:
+        lost, found = 0, []
+        for run, twin in zip(job.at(copy).runs, bench.twin(job).runs, strict=True):
+            steps = whole_steps(run)
+            step = max(steps, default=0)
+            lost += step < newest[run.name] or len(steps) != len(saved_steps(run))
+            newest[run.name] = step
+            expected = [line for line in lines_of(twin) if line["step"] <= step]
+            if [line for line in lines_of(run) if line["step"] <= step] != expected:
+                found.append(f"{run.name}: other log lines up to {step}")
+            if step and weights_of(run, step) != _twin_weights(twin, step):
+                found.append(f"{run.name}: other weights at {step}")
+        yield Outcome(
+            "frozen as by kill -9", "looked at", lost, int(bool(found)), f"{job.name}: {newest} {found or ''}"
+        )
+
+
+@functools.cache
+def _twin_weights(run: Path, step: int) -> dict[str, str]:
+    return weights_of(run, step)
 
 
 def storms(bench: Bench) -> Iterator[Outcome]:
     """SIGTERM and SIGINT again and again."""
     while True:
-        job = bench.rng.choices(bench.jobs, (6, 2, 1))[0]
+        job = bench.rng.choices(bench.jobs, _WEIGHTS)[0]
         yield from disturb(bench, "signal storm", job, bench.rng.randint(1, 3), storming(bench, job), lambda: None)
 
 
@@ -345,14 +414,14 @@ def clocks(bench: Bench) -> Iterator[Outcome]:
         time.time_ns = lambda: int(time.time() * 1e9)
 
     while True:
-        job = bench.rng.choices(bench.jobs, (6, 2, 1))[0]
+        job = bench.rng.choices(bench.jobs, _WEIGHTS)[0]
         yield from disturb(bench, "clock jumps", job, 2, killing(bench, job), jump)
 
 
 def full_disks(bench: Bench) -> Iterator[Outcome]:
     """No file may grow beyond a random size; then there is room again."""
     while True:
-        job, limit = bench.rng.choices(bench.jobs, (6, 2, 1))[0], int(10 ** bench.rng.uniform(2.5, 4.7))
+        job, limit = bench.rng.choices(bench.jobs, _WEIGHTS)[0], int(10 ** bench.rng.uniform(2.5, 4.7))
 
         def fill(limit: int = limit) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -370,8 +439,8 @@ def read_only(bench: Bench) -> Iterator[Outcome]:
             here, log = job.at(work), work / "log.txt"
             (run,) = here.runs
             child = start(here, log)
-            _ENDED_code = wait(child, bench.rng.uniform(0.3, 1) * bench.seconds[job.name])
-            if _ENDED_code is None:
+            code = wait(child, bench.rng.uniform(0.3, 1) * bench.seconds[job.name])
+            if code is None:
                 os.kill(child, signal.SIGKILL)
                 wait(child)
             target = bench.rng.choice([run, run / "checkpoints"])
@@ -427,11 +496,11 @@ def extra(bench: Bench) -> Iterator[Outcome]:
 
 def _damages(bench: Bench, kind: str, damage: Callable[[Path], Any]) -> Iterator[Outcome]:
     """Damage done to an interrupted run, which goes on then: every time, the bad checkpoint must be set aside."""
-    job = bench.jobs[0]
+    job, number, step = bench.jobs[0], 0, None
     (twin,) = bench.twin(job).runs
     while True:
         with bench.work() as work:
-            here, log = job.at(work), work / "log.txt"
+            here, log = _keeping_all(job.at(work)), work / "log.txt"
             (run,) = here.runs
             shutil.copytree(twin, run)
             (run / "result.json").unlink()
@@ -440,12 +509,18 @@ def _damages(bench: Bench, kind: str, damage: Callable[[Path], Any]) -> Iterator
             files = [path for path in directory.rglob("*") if path.is_file() and path.stat().st_size]
             path = bench.rng.choice(files)
             damage(path)
-            code = end(start(here, log), log)
-            note = str(path.relative_to(run))
-            aside = (run / "checkpoints" / f"{steps[-1]}.damaged").exists()
-            found = differences(here, bench.twin(job)) if code == 0 else [log.read_text()[-300:]]
             is_same = path.name == "manifest.json" and find_damage(directory, steps[-1]) is None
-            wrong = int(bool(found) or not (aside or is_same))
+            number += 1
+            if number % _RESUMED:
+                step = newest_verified(run)
+            else:
+                assert end(start(here, log), log) == 0, log.read_text()
+            aside = (run / "checkpoints" / f"{steps[-1]}.damaged").exists()
+            found = differences(here, bench.twin(job)) if number % _RESUMED == 0 else []
+            if number % _RESUMED and aside and step != steps[-2]:
+                found = [f"went back to {step}"]
+            wrong = int(bool(found) or aside == is_same)
+            note = str(path.relative_to(run))
             yield Outcome(kind, "gone back" if aside else "unharmed", 0, wrong, f"{note} {found or ''}")
 
 
@@ -500,6 +575,7 @@ def _pair(run: Path, flags: list[str], victim: int | None, bench: Bench) -> tupl
 
 
 CASES: dict[str, tuple[Callable[[Bench], Iterator[Outcome]], int]] = {
+    "freezes": (freezes, 300),
     "kills": (kills, 200),
     "flips": (flips, 100),
     "truncations": (truncations, 20),

@@ -98,8 +98,10 @@ def test_every_pinned_package_is_pinned_exactly_and_names_no_address() -> None:
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[^\s;]+( ; python_version (<|>=) \"3\.12\")?", line), line
 
 
-def test_every_test_that_the_page_on_fidelity_names_is_there() -> None:
-    names = set(re.findall(r"`(test_[\w*]+\.py)`", (ROOT / "docs" / "fidelity.md").read_text()))
+@pytest.mark.parametrize("page", ["fidelity", "reliability"])
+def test_every_test_that_a_page_names_is_there(page: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    names = set(re.findall(r"`(?:tests/)?(test_[\w*]+\.py)`", text))
     assert len(names) > 6
     for name in names:
         assert list((ROOT / "tests").glob(name)), name

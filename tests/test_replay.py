@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,11 +20,11 @@ from gpt.training.record import read_starts, record_start
 from gpt.training.state import make_creation, make_keys
 
 
-def config_of(**seeds: int) -> RunConfig:
+def config_of(**seeds: Any) -> RunConfig:
     return RunConfig(output_dir="x", max_steps=0, tokenizer=TokenizerConfig(path="x"), **seeds)
 
 
-def keys_of(**seeds: int) -> list[list[int]]:
+def keys_of(**seeds: Any) -> list[list[int]]:
     return [jax.random.key_data(key).tolist() for key in make_keys(config_of(**seeds))]
 
 

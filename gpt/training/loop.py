@@ -190,7 +190,7 @@ class _Training:
         if due.save:
             watchdog.expects(f"the checkpoint of update {step}", patience=PATIENCE)
             with meter.spent("save"):
-                notes = {"score": score, "scores": self._scores, "unread": meter.unread()}
+                notes = {"score": score, "scores": list(self._scores), "unread": meter.unread()}
                 self._checkpoints.begin_save(self._state, notes)
             report.log(step, "time", meter.read_time())
             report.sync()  # What a checkpoint follows is on disk before it.
