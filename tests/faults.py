@@ -117,12 +117,14 @@ def start(job: Job, log: Path, before: Callable[[], None] = lambda: None) -> int
             train_population(job.configs)
         code = 0
     except GPTError as error:
-        sys.stderr.write(f"error: {error}\n")
         code = error.exit_code
+        with contextlib.suppress(OSError):  # the disk of the log is full as well
+            sys.stderr.write(f"error: {error}\n")
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
         os._exit(code)
 
 
@@ -173,7 +175,7 @@ def weights_of(run: Path, step: int) -> dict[str, str]:
             finally:
                 os._exit(0)
         end(child, run)
-        return json.loads(Path(file.name).read_text())
+        return json.loads(Path(file.name).read_text() or '{"unreadable": ""}')
 
 
 def differences(job: Job, twin: Job) -> list[str]:

@@ -1,6 +1,8 @@
 """Checkpoints: verified by their manifest before anything is read, gone back from, kept by rule, and tried again."""
 
 import dataclasses
+import errno
+import io
 import json
 import os
 import resource
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 from toy import Command, Run
 
+from gpt.cli.start import run_guarded
 from gpt.config import CheckpointConfig, MeshConfig, RunConfig, TokenizerConfig
 from gpt.errors import ConfigError, DataError
 from gpt.sharding import make_mesh
@@ -24,6 +27,7 @@ from gpt.training import checkpoint
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params, save_params
 from gpt.training.checkpoint_dir import best_step, saved_steps
 from gpt.training.loop import train
+from gpt.training.report import warn
 from gpt.training.run_dir import load_config
 from gpt.training.state import TrainState
 
@@ -314,6 +318,19 @@ def test_the_last_save_is_tried_again_with_the_state_at_hand_and_is_an_error_in_
         checkpoints.publish()
         checkpoints.finish(state_at(3), {"score": 1.0})
     assert newest(tmp_path)[0] == 3
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullDisk(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse() -> int:
+        raise DataError("a checkpoint could not be written")
+
+    monkeypatch.setattr("sys.stderr", FullDisk())
+    warn("an older checkpoint is damaged")
+    assert run_guarded(refuse) == 2
 
 
 def test_a_manifest_names_every_file_with_its_sha256(tmp_path: Path) -> None:

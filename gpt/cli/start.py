@@ -1,6 +1,7 @@
 """How every command starts and ends: flags, compilation cache, errors, exit codes."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -46,7 +47,8 @@ def run_guarded(main: Callable[[], int]) -> int:
         return main()
     except GPTError as error:
         # In one piece: `print` writes the end of the line by itself, and other processes may write in between.
-        sys.stderr.write(f"error: {error}\n")
+        with contextlib.suppress(OSError):  # a log on a full disk; the code still tells
+            sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,5 +1,6 @@
 """What a run says while it works: metrics.jsonl and TensorBoard always, a bar on a terminal, lines in a log."""
 
+import contextlib
 import functools
 import json
 import time
@@ -25,7 +26,8 @@ def console() -> Console:
 
 def warn(text: str) -> None:
     """One warning for people, of whichever process."""
-    console().print(f"warning: {text}", markup=False)
+    with contextlib.suppress(OSError):  # standard error may be a file on the same full disk
+        console().print(f"warning: {text}", markup=False)
 
 
 class Silence:
@@ -103,7 +105,8 @@ class Report:
 
     def say(self, text: str) -> None:
         """One line for people, above the bar or in the log."""
-        self._console.print(text, markup=False)
+        with contextlib.suppress(OSError):  # as in warn
+            self._console.print(text, markup=False)
 
     def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """Keeps the values of `kind` ("train", "validation" or "time") at `step`, and shows them."""
