@@ -18,7 +18,7 @@ from gpt.generation.texts import continue_texts
 from gpt.model.gpt import init_params
 from gpt.sharding import make_mesh, shard_batch
 from gpt.training.optimizer import make_optimizer
-from gpt.training.state import TrainState, create_state, split_seed
+from gpt.training.state import Keys, TrainState, create_state
 from gpt.training.steps import LanguageModelObjective, Objective, TaskObjective, make_train_step
 
 
@@ -97,6 +97,6 @@ def one_device() -> Mesh:
 def start(config: ModelConfig, objective: Objective, num_outputs: int | None) -> tuple[TrainState, Any]:
     """A fresh state and the compiled update of `train.py`."""
     optimizer = make_optimizer(OptimizerConfig(), num_steps=100_000)
-    init_key, dropout_key = split_seed(0)
-    state, shardings = create_state(config, num_outputs, optimizer, init_key, one_device())
-    return state, make_train_step(config, objective, optimizer, dropout_key, 1, shardings)
+    keys = Keys(*jax.random.split(jax.random.key(0), 3))
+    state, shardings = create_state(config, num_outputs, optimizer, keys, one_device())
+    return state, make_train_step(config, objective, optimizer, keys.dropout, 1, shardings)

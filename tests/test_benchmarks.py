@@ -27,7 +27,13 @@ CASES: dict[str, dict[str, Any]] = {
 PEERS = [("training", {}), ("training", {"bf16": True}), *((work, {}) for work in CASES if work != "training")]
 
 
-@pytest.mark.parametrize("work", CASES)
+def slow_but_first(cases: list[Any]) -> list[Any]:
+    """One case in the default suite, because each compiles a model; the others with `-m slow`."""
+    first, *others = (case if isinstance(case, tuple) else (case,) for case in cases)
+    return [pytest.param(*first), *(pytest.param(*case, marks=pytest.mark.slow) for case in others)]
+
+
+@pytest.mark.parametrize("work", slow_but_first(list(CASES)))
 def test_our_side_measures_every_turn(work: str) -> None:
     turn = getattr(ours, work)(**CASES[work], model=MODEL)
     assert turn()["seconds"] > 0
@@ -40,7 +46,7 @@ def require_peer() -> None:
             pytest.skip(f"{name} is not installed: pip install '.[parity]'")
 
 
-@pytest.mark.parametrize(("work", "options"), PEERS, ids=str)
+@pytest.mark.parametrize(("work", "options"), slow_but_first(PEERS), ids=str)
 def test_the_peer_measures_every_turn(work: str, options: dict[str, bool]) -> None:
     require_peer()
     from benchmarks import huggingface

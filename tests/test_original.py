@@ -247,7 +247,7 @@ def test_training_does_not_depend_on_the_order_of_texts(tokenizer: Tokenizer) ->
 def test_a_prepared_store_holds_the_ids_of_whole_documents(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpt.data.prepare._PART_LENGTH", 200)  # cuts documents
+    monkeypatch.setattr("gpt.data.parts._PART_LENGTH", 200)  # cuts documents
     documents = ["\n".join(random_document(seed) for seed in range(first, first + 30)) for first in (0, 30)]
     rows = [json.dumps({"text": text}) + "\n" for text in documents]
     (tmp_path / "a.jsonl").write_text("".join(rows), encoding="utf-8")

@@ -221,6 +221,7 @@ def test_a_population_that_was_stopped_continues_from_what_all_have_saved(
         assert_same_run(tmp_path / name, solo[name])
 
 
+@pytest.mark.slow
 def test_pretraining_takes_a_population_too(
     toy: Toy, base: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
