@@ -105,7 +105,7 @@ def test_five_updates_of_adamw_equal_those_of_torch(live: None, clip: float | No
     params = {"transformer": case.params(1)["transformer"]}
     model = parity.build_huggingface(case, "OpenAIGPTLMHeadModel", params, "lm")
     # Epsilon well above rounding noise, which Adam would scale up to a whole step where the gradient is 0.
-    settings = {"learning_rate": 0.01, "epsilon": 1e-4, "weight_decay": 0.1, "b2": 0.99}
+    settings: dict[str, Any] = {"learning_rate": 0.01, "epsilon": 1e-4, "weight_decay": 0.1, "b2": 0.99}
 
     mask = jax.tree.map(lambda decays, leaf: np.full(leaf.shape, decays), decay_mask(params), params)
     decayed = {name for name, decays in parity.state_dict(mask).items() if decays.any()}
