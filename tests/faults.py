@@ -53,6 +53,7 @@ from gpt.training.population import train_population  # noqa: E402
 from gpt.training.run_dir import read_metrics, read_result  # noqa: E402
 
 SPEED = {"tokens_per_second", "step_seconds", "mfu_measured", "measured_tflops", "peak_process_gib"}
+SPEED |= {"slowest_host", "slowest_host_seconds"}
 _LONGEST = 120.0
 _WEIGHTS = (6, 2, 1)
 """How often each kind of training is struck."""
@@ -161,21 +162,32 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 
 
 def weights_of(run: Path, step: int) -> dict[str, str]:
-    """A hash of each array of a checkpoint; read in a child, because this process must have no threads."""
+    """A hash of each array of a checkpoint; read in a child, because this process must have no threads.
+
+    One that cannot be read equals no other.
+    """
+    path = str((run / "checkpoints" / str(step)).resolve())
     with tempfile.NamedTemporaryFile() as file:
         child = os.fork()
         if not child:
             try:
-                tree = ocp.load_checkpointables(str((run / "checkpoints" / str(step)).resolve()))
+                saved = ocp.checkpointables_metadata(path).metadata
+                here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # two processes may have written it
+                abstract = jax.tree.map(
+                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+                    {name: saved[name] for name in ("params", "optimizer")},
+                )
                 hashes = {
-                    jax.tree_util.keystr(path): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
-                    for path, leaf in jax.tree.leaves_with_path(tree)
+                    jax.tree_util.keystr(name): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+                    for name, leaf in jax.tree.leaves_with_path(ocp.load_checkpointables(path, abstract))
                 }
                 Path(file.name).write_text(json.dumps(hashes))
+            except Exception:
+                traceback.print_exc()
             finally:
                 os._exit(0)
         end(child, run)
-        return json.loads(Path(file.name).read_text() or '{"unreadable": ""}')
+        return json.loads(Path(file.name).read_text() or json.dumps({"unreadable": path}))
 
 
 def differences(job: Job, twin: Job) -> list[str]:

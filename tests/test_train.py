@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_population import use_devices
 from toy import ROOT, Run, Toy, run_python, run_until, toy_sentences, train_to
 
 from gpt import gin_io
@@ -26,9 +27,10 @@ from gpt.model.gpt import Params, param_shapes
 from gpt.sharding import make_mesh
 from gpt.text.tokenizer import Tokenizer
 from gpt.text.training import train_bpe
+from gpt.training import meter
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
 from gpt.training.goodput import PARTS
-from gpt.training.loop import check_pretrained, starting_state
+from gpt.training.loop import check_pretrained, starting_state, train
 from gpt.training.problem import load_problem
 from gpt.training.run_dir import load_config, open_run, read_metrics
 from gpt.training.state import TrainState, transfer
@@ -211,6 +213,21 @@ def test_a_killed_run_repeated_equals_an_undisturbed_one(pretrained: Run, tmp_pa
     assert "step 10/" not in resumed.command.err
     assert_bit_equal(final_params(tmp_path / "run"), final_params(pretrained.path))
     assert metrics_without_speed(tmp_path / "run") == metrics_without_speed(pretrained.path)
+
+
+def test_a_run_stopped_between_log_lines_logs_the_means_of_an_undisturbed_one(
+    pretrained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_devices(monkeypatch, 1)
+    monkeypatch.setattr(meter, "measure_flops", lambda _: 1e12)
+    config = dataclasses.replace(load_config(pretrained.path), output_dir=str(tmp_path / "run"), log_every_steps=3)
+    config = dataclasses.replace(config, checkpoint=CheckpointConfig(save_every_steps=2))
+    for until in (4, 6):
+        train(config, until=until)
+    three = [line for line in read_metrics(pretrained.path) if line["kind"] == "train" and 4 <= line["step"] <= 6]
+    (line,) = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train" and line["step"] == 6]
+    for name in ("loss", "gradient_norm"):
+        assert line[name] == pytest.approx(np.mean([update[name] for update in three]), abs=1e-5)
 
 
 @pytest.fixture
