@@ -29,6 +29,12 @@ class NotFinite(GPTError):
     exit_code = 3
 
 
+class PeerLost(GPTError):
+    """Another process of this run has ended, and the others cannot go on without it (exit code 5: repeat)."""
+
+    exit_code = 5
+
+
 class Preempted(GPTError):
     """Training stopped at a signal, with everything saved (exit code 75: try again)."""
 

@@ -4,21 +4,27 @@ A launch costs seconds before its first update, so each serves several tests.
 """
 
 import json
+import re
 import runpy
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from toy import ROOT, Command, Run, Toy, run_python
 
 from gpt import gin_io
 from gpt.cli.start import run_guarded
+from gpt.config import CheckpointConfig
 from gpt.errors import ConfigError
+from gpt.training.checkpoint import Checkpoints
 from gpt.training.loop import train
+from gpt.training.processes import lost_peer
 from gpt.training.rendezvous import Place, come_together
 from gpt.training.run_dir import read_metrics
 
@@ -220,6 +226,52 @@ def test_a_process_with_another_config_is_named_with_its_settings_and_versions(r
     assert error == f"error: {heard[0]}\n"
 
 
+# A process that ends
+
+PEER_ENDED = (
+    jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: [pair.cc:547] Connection closed by peer [::1]:4"),
+    ValueError("UNKNOWN: Gloo AllGather failed: [pair.cc:538] Read error [127.0.0.1]:13730: Connection reset by peer"),
+    jax.errors.JaxRuntimeError(
+        "UNAVAILABLE: tasks are unhealthy (stopped sending heartbeats):\n/job:jax_worker/task:1"
+    ),
+)
+OTHERS = (
+    "RESOURCE_EXHAUSTED: Out of memory allocating 34359738368 bytes.",
+    "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/allreduce.cc:30] Unsupported datatype",
+)
+
+
+@pytest.mark.parametrize("error", PEER_ENDED, ids=str)
+def test_a_process_that_has_ended_is_an_error_that_says_how_to_go_on(error: Exception) -> None:
+    lost = lost_peer(error)
+    assert lost is not None
+    assert lost.exit_code == 5
+    assert str(lost) == (
+        f"another process of this run has ended: {str(error).splitlines()[0]}. Look there for the cause; "
+        "the same command on all hosts continues from the newest checkpoint"
+    )
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_other_errors_of_the_runtime_stay_what_they_are(text: str) -> None:
+    assert lost_peer(jax.errors.JaxRuntimeError(text)) is None
+    assert lost_peer(RuntimeError(str(PEER_ENDED[0]))) is None
+
+
+def test_a_save_that_waits_for_a_process_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
+    is_over, waited = threading.Event(), []
+
+    def train_until_it_ends() -> None:
+        with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+            checkpoints._executor.submit(lambda: waited.append(is_over.wait(2)))
+            raise PEER_ENDED[0]
+
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        train_until_it_ends()
+    assert not waited
+    is_over.set()
+
+
 FAIL = """
 import os, runpy, sys
 from gpt.errors import DataError
@@ -233,6 +285,32 @@ if "--process_id=1" in sys.argv:
 sys.argv = ["train.py", *sys.argv[1:]]
 runpy.run_path("train.py", run_name="__main__")
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "text"),
+    [
+        (1, r"^error: another process of this run has ended: .* command on all hosts continues from the newest"),
+        (0, r"^\[1\] (error: another process of this run has ended: .*|.* indicates that another task died;)"),
+    ],
+)
+def test_when_one_of_two_is_killed_the_other_says_so_and_the_same_command_goes_on(
+    victim: int, text: str, toy: Toy, tmp_path: Path
+) -> None:
+    script = SCRIPT.replace("signal.SIGTERM", "signal.SIGKILL").replace("index() == 1", f"index() == {victim}")
+    (tmp_path / "script.py").write_text(script)
+    flags = flags_of(toy, tmp_path / "run")
+    killed = launch(tmp_path / "script.py", "25", *flags)
+    assert (killed.code, killed.out) == (128 + signal.SIGKILL, "")
+    assert re.search(text, killed.err, re.MULTILINE), killed.err
+    assert "Traceback" not in killed.err
+    repeated = launch("train.py", *flags)
+    assert repeated.code == 0, repeated.err
+    assert "step 20/" not in repeated.err
+    assert [line["step"] for line in read_values(tmp_path / "run") if line["kind"] == "train"] == [
+        *range(1, NUM_STEPS + 1)
+    ]
 
 
 @pytest.mark.slow

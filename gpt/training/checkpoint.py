@@ -26,7 +26,7 @@ from gpt.model.gpt import Params
 from gpt.sharding import sharded_shapes
 from gpt.training.checkpoint_dir import WRITING, delete_old, newest_verified, saved_steps, sweep
 from gpt.training.manifest import find_damage, read_notes, write_manifest
-from gpt.training.processes import is_first, meet
+from gpt.training.processes import is_first, lost_peer, meet
 from gpt.training.report import warn
 from gpt.training.run_dir import read_result
 from gpt.training.state import TrainState
@@ -66,6 +66,9 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if lost_peer(error) is not None:
+            self._executor.shutdown(wait=False)  # a save under way waits for the part of the process that has ended
+            return
         try:
             if self._save is not None and not self._save.may_be_seen.done():
                 self._save.may_be_seen.set_result(False)  # what belongs before it was not written

@@ -20,7 +20,7 @@ from jax._src import clusters, distributed
 from jax.experimental import multihost_utils
 
 import gpt
-from gpt.errors import ConfigError, GPTError, NotFinite, Preempted
+from gpt.errors import ConfigError, GPTError, NotFinite, PeerLost, Preempted
 from gpt.training.rendezvous import Place, come_together
 
 _PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint")
@@ -30,6 +30,12 @@ _COMPLAINTS = "gpt/complaints/"
 _LONGEST_WAIT_MS = 24 * 3600 * 1000
 # Others may still be loading, and come to the next meeting; in the middle of training nobody comes.
 _COMPLAINT_WAIT_MS = 60 * 1000
+# What gloo (CPUs) and JAX's coordination service say of a process that is gone.
+_PEER_ENDED = re.compile(
+    r"gloo [\w-]+ failed: .*(closed by peer|reset by peer|broken pipe|connection refused)"
+    r"|stopped sending heartbeats|heartbeat timeout",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 class _Heard(ConfigError):
@@ -42,6 +48,8 @@ def joined(args: argparse.Namespace, facts: Mapping[str, Any]) -> Iterator[None]
 
     Raises:
       ConfigError: a process is missing or differs in `facts` or in the version of a library; the same text in all.
+
+    Another process that ends in the middle ends this one with an `error:` paragraph, by the code of PeerLost.
     """
     place = find_place(args)
     if place is None:
@@ -63,6 +71,12 @@ def joined(args: argparse.Namespace, facts: Mapping[str, Any]) -> Iterator[None]
     except (Preempted, NotFinite, _Heard):
         raise  # in all processes alike
     except BaseException as error:
+        lost = lost_peer(error)
+        if lost is not None:
+            # At once: what JAX and threads would wait for here does not come.
+            sys.stderr.write(f"error: {lost}\n")
+            sys.stderr.flush()
+            _end_now(lost.exit_code)
         if not _complain(error):
             # The others are in the middle of an update, and JAX's own end would wait for them.
             atexit.register(_end_now, error.exit_code if isinstance(error, GPTError) else 1)
@@ -123,6 +137,21 @@ def _place_in_cluster(timeout: float) -> Place | None:
     if coordinator is None or num_processes is None or process_id is None or num_processes == 1:
         return None
     return Place(coordinator, num_processes, process_id)
+
+
+def lost_peer(error: BaseException | None) -> PeerLost | None:
+    """What to say when `error` is how a library puts it that another process has ended; None for any other error.
+
+    When process 0 ends, and JAX's coordination service with it, JAX may abort the others before an error comes here
+    (exit code 134): a callback of Python, which its client would take, cannot be given the status.
+    """
+    # Of some operations JAX makes a ValueError.
+    if not isinstance(error, jax.errors.JaxRuntimeError | ValueError) or not _PEER_ENDED.search(str(error)):
+        return None
+    return PeerLost(
+        f"another process of this run has ended: {str(error).splitlines()[0]}. Look there for the cause; the same "
+        "command on all hosts continues from the newest checkpoint"
+    )
 
 
 def is_first() -> bool:
