@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpt.training.checkpoint_dir import saved_steps
+    from gpt.training.checkpoint_dir import path_of, saved_steps
     from gpt.training.manifest import NAME, find_damage, write_manifest
     from gpt.training.run_dir import load_config
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     for directory in args.runs:
         load_config(directory)  # says so when it is no run
         for step in saved_steps(directory):
-            checkpoint = directory / "checkpoints" / str(step)
+            checkpoint = path_of(directory, step)
             if args.sign and not (checkpoint / NAME).exists():
                 write_manifest(checkpoint, step, {"score": None, "unread": []})
             damage = find_damage(checkpoint, step)

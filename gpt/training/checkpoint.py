@@ -24,7 +24,15 @@ from gpt.errors import DataError
 from gpt.files import sync_directory
 from gpt.model.gpt import Params
 from gpt.sharding import sharded_shapes
-from gpt.training.checkpoint_dir import WRITING, delete_old, newest_verified, saved_steps, sweep
+from gpt.training.checkpoint_dir import (
+    WRITING,
+    delete_old,
+    directory_of,
+    newest_verified,
+    path_of,
+    saved_steps,
+    sweep,
+)
 from gpt.training.manifest import find_damage, read_notes, write_manifest
 from gpt.training.processes import is_first, lost_peer, meet
 from gpt.training.report import warn
@@ -48,7 +56,7 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path, config: CheckpointConfig):
         self._run_dir, self._config = run_dir, config
-        self._directory = (run_dir / "checkpoints").resolve()  # Orbax wants an absolute path
+        self._directory = directory_of(run_dir).resolve()  # Orbax wants an absolute path
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._save: _Save | None = None
         self._failure: BaseException | None = None  # of the save before, until one succeeds
@@ -214,7 +222,7 @@ def find_checkpoint(run_dir: Path, step: int | None = None) -> Path:
     """
     if step is None:
         step = ((read_result(run_dir) or {}).get("best") or {}).get("step")
-    directory = (run_dir / "checkpoints").resolve()
+    directory = directory_of(run_dir).resolve()
     steps = saved_steps(run_dir)
     if not steps or (step is not None and step not in steps):
         wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
@@ -256,7 +264,7 @@ def load_params(checkpoint: Path, mesh: Mesh) -> Params:
 
 def save_params(run_dir: Path, params: Params) -> None:
     """Writes weights as the checkpoint of step 0, to start from or to evaluate; no optimizer state."""
-    path = (run_dir / "checkpoints" / "0").resolve()
+    path = path_of(run_dir, 0).resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         ocp.save_checkpointables(str(path), {"params": params})

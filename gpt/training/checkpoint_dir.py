@@ -15,9 +15,19 @@ WRITING = ".saving-"
 _DELETING = ".deleting-"
 
 
+def directory_of(run_dir: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return run_dir / "checkpoints"
+
+
+def path_of(run_dir: Path, step: int) -> Path:
+    """The checkpoint of a step, whether it is there or not."""
+    return directory_of(run_dir) / str(step)
+
+
 def saved_steps(run_dir: Path) -> list[int]:
     """The steps of the checkpoints that a run has kept, ascending."""
-    return sorted(int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdecimal())
+    return sorted(int(path.name) for path in directory_of(run_dir).glob("*") if path.name.isdecimal())
 
 
 def best_step(run_dir: Path) -> int | None:
@@ -25,7 +35,7 @@ def best_step(run_dir: Path) -> int | None:
     scores = {}
     for step in saved_steps(run_dir):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # one that is damaged has none
-            score = read_notes(run_dir / "checkpoints" / str(step))["score"]
+            score = read_notes(path_of(run_dir, step))["score"]
             if score is not None and math.isfinite(score):
                 scores[step] = float(score)
     return max(scores, key=lambda step: (scores[step], step), default=None)
@@ -42,7 +52,7 @@ def newest_verified(run_dir: Path) -> int | None:
     damage: dict[int, str] = {}
     newest = None
     for step in reversed(saved_steps(run_dir)):
-        what = find_damage(run_dir / "checkpoints" / str(step), step)
+        what = find_damage(path_of(run_dir, step), step)
         if what is None:
             newest = step
             break
@@ -56,7 +66,7 @@ def newest_verified(run_dir: Path) -> int | None:
 
 def set_aside(run_dir: Path, step: int, why: str) -> None:
     """Moves a damaged checkpoint to a name under which nothing looks for it, and says so."""
-    path, number = run_dir / "checkpoints" / str(step), 1
+    path, number = path_of(run_dir, step), 1
     target = path.with_name(f"{step}.damaged")
     while target.exists():
         number += 1
@@ -78,7 +88,7 @@ def delete_old(run_dir: Path, config: CheckpointConfig) -> None:
         kept.add(best)
     try:
         for step in sorted(set(steps) - kept):
-            path = run_dir / "checkpoints" / str(step)
+            path = path_of(run_dir, step)
             doomed = path.with_name(f"{_DELETING}{step}")
             path.rename(doomed)  # so that no half of it is ever taken for a checkpoint
             shutil.rmtree(doomed)
@@ -88,7 +98,7 @@ def delete_old(run_dir: Path, config: CheckpointConfig) -> None:
 
 def sweep(run_dir: Path) -> None:
     """Deletes what a killed process was writing or deleting."""
-    for path in (run_dir / "checkpoints").iterdir():
+    for path in directory_of(run_dir).iterdir():
         if path.name.startswith((WRITING, _DELETING)):
             shutil.rmtree(path)
 

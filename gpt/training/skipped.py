@@ -9,7 +9,7 @@ import jax
 
 from gpt.config import RunConfig
 from gpt.errors import NotFinite
-from gpt.training.checkpoint_dir import saved_steps
+from gpt.training.checkpoint_dir import path_of, saved_steps
 from gpt.training.run_dir import read_metrics
 
 Numbers = Callable[[int, int], dict[str, list[int]]]
@@ -63,7 +63,7 @@ class SkippedUpdates:
         steps = saved_steps(self._run_dir)
         good = "nothing was saved yet"
         if steps:
-            good = f"the last good state is checkpoint {str(self._run_dir / 'checkpoints' / str(steps[-1]))!r}"
+            good = f"the last good state is checkpoint {str(path_of(self._run_dir, steps[-1]))!r}"
         raise NotFinite(
             f"{self._in_a_row} updates in a row were skipped, because their loss or gradient was not finite or a spike "
             f"(OptimizerConfig.max_skipped_updates = {most}). No weight was changed by them; "
