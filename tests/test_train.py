@@ -30,7 +30,7 @@ from gpt.text.training import train_bpe
 from gpt.training import meter
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
 from gpt.training.goodput import PARTS
-from gpt.training.loop import check_pretrained, starting_state, train
+from gpt.training.loop import check_pretrained, load_pretrained, starting_state, train
 from gpt.training.problem import load_problem
 from gpt.training.run_dir import load_config, open_run, read_metrics
 from gpt.training.state import TrainState, transfer
@@ -307,7 +307,9 @@ def test_fine_tuning_starts_from_the_pretrained_transformer_and_fresh_special_ro
     config, fresh = load_config(finetuned.path), fresh_params(load_config(finetuned.path).model)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with Checkpoints(tmp_path, CheckpointConfig()) as none_yet:
-        state = starting_state(config, TrainState(jnp.array(0), fresh, ()), mesh, none_yet, None)
+        state = starting_state(
+            config, TrainState(jnp.array(0), fresh, ()), none_yet, None, load_pretrained(config, mesh)
+        )
     there, here = final_params(pretrained.path)["transformer"], dict(state.params["transformer"])
     table = here.pop("token_embedding")
     np.testing.assert_array_equal(table[:-3], there.pop("token_embedding"))

@@ -16,7 +16,7 @@ from gpt.errors import ConfigError
 from gpt.model.gpt import Params, init_params
 from gpt.sharding import make_mesh
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
-from gpt.training.loop import starting_state
+from gpt.training.loop import load_pretrained, starting_state
 from gpt.training.optimizer import make_optimizer
 from gpt.training.run_dir import load_config
 from gpt.training.state import Keys, create_state, transfer
@@ -89,7 +89,7 @@ def test_a_run_starts_from_as_many_blocks_as_its_config_says_and_an_optimizer_th
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     fresh, _ = create_state(config.model, 2, make_optimizer(config.optimizer, 15), Keys(*3 * [jax.random.key(0)]), mesh)
     with Checkpoints(tmp_path, CheckpointConfig()) as none_yet:
-        state = starting_state(config, fresh, mesh, none_yet, None)
+        state = starting_state(config, fresh, none_yet, None, load_pretrained(config, mesh))
     blocks, there, before = (
         params["transformer"]["blocks"]["mlp"]["up"]["kernel"]
         for params in (state.params, load_params(find_checkpoint(pretrained.path), mesh), fresh.params)

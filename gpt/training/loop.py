@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from gpt.config import RunConfig
 from gpt.errors import ConfigError, Preempted
 from gpt.gin_io import differences
+from gpt.model.gpt import Params
 from gpt.sharding import check_divisible, local_rows, make_mesh, shard_batch
 from gpt.text.tokenizer import Tokenizer
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params, require_whole
@@ -105,7 +106,8 @@ class _Training:
         keys = make_keys(config)
         state, shardings = create_state(config.model, problem.num_outputs, optimizer, keys, mesh)
         start = checkpoints.newest_verified()
-        self._state = starting_state(config, state, mesh, checkpoints, start)
+        pretrained = None if start is not None else load_pretrained(config, mesh)
+        self._state = starting_state(config, state, checkpoints, start, pretrained)
         self._first = int(self._state.step)
         notes = checkpoints.notes(start) if start else {}
         self._meter.put_back(notes.get("unread", []))
@@ -152,7 +154,8 @@ class _Training:
                     self._state, metrics = self._train_step(self._state, sharded)
                     meter.add(metrics, batch)
                 report.advance(step)
-                due = self._due(step, stops=signals.stop_after(step))
+                stops, saves = signals.stop_after(step), self._checkpoints.is_due(step)
+                due = due_after(step, last, config, stops=stops, saves=saves)
                 for update in finished.add(step, metrics) + (finished.rest() if any(due) else []):
                     skipped.judge(*update)
                 self._follow(step, due, report, watchdog)
@@ -163,16 +166,7 @@ class _Training:
                         f"{signals.reason}: saved step {step} of {last}; the same command continues from there"
                     )
 
-    def _due(self, step: int, *, stops: bool) -> "_Due":
-        ends = stops or step == self._problem.num_steps
-        return _Due(
-            log=step % self._config.log_every_steps == 0 or step == self._problem.num_steps,
-            evaluate=step % self._config.evaluate_every_steps == 0 or step == self._problem.num_steps,
-            save=self._checkpoints.is_due(step) or ends,
-            stops=ends,
-        )
-
-    def _follow(self, step: int, due: "_Due", report: Report | Silence, watchdog: Watchdog) -> None:
+    def _follow(self, step: int, due: "Due", report: Report | Silence, watchdog: Watchdog) -> None:
         """What is due after an update: a log line, an evaluation, a checkpoint, in this order."""
         meter, score = self._meter, None
         if due.log:
@@ -205,13 +199,24 @@ class _Training:
         return patience is not None and bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
-class _Due(NamedTuple):
+class Due(NamedTuple):
     """What follows an update; `stops` means that none comes after it here."""
 
     log: bool
     evaluate: bool
     save: bool
     stops: bool
+
+
+def due_after(step: int, last: int, config: RunConfig, *, stops: bool, saves: bool) -> Due:
+    """What follows update `step` of `last`, at the end everything; a signal `stops`, or a checkpoint `saves`."""
+    ends = stops or step == last
+    return Due(
+        log=step % config.log_every_steps == 0 or step == last,
+        evaluate=step % config.evaluate_every_steps == 0 or step == last,
+        save=saves or ends,
+        stops=ends,
+    )
 
 
 def main_score(problem: Problem, scores: dict[str, Score]) -> float:
@@ -230,14 +235,18 @@ def summary(run_dir: Path, problem: Problem) -> dict[str, Any]:
     return {"run": str(run_dir), "step": lines[-1]["step"], **latest, **problem.facts}
 
 
+def load_pretrained(config: RunConfig, mesh: Mesh) -> Params | None:
+    """The weights of `init_from`, if the run starts from any."""
+    return None if config.init_from is None else load_params(find_checkpoint(Path(config.init_from)), mesh)
+
+
 def starting_state(
-    config: RunConfig, state: TrainState, mesh: Mesh, checkpoints: Checkpoints, step: int | None
+    config: RunConfig, state: TrainState, checkpoints: Checkpoints, step: int | None, pretrained: Params | None
 ) -> TrainState:
-    """The first there is of: the checkpoint of `step`, weights or some blocks of `init_from`, random weights."""
+    """The first there is of: the checkpoint of `step`, pretrained weights or some blocks of them, random weights."""
     if step is not None:
         return checkpoints.restore(step, like=state)
-    if config.init_from is not None:
-        pretrained = load_params(find_checkpoint(Path(config.init_from)), mesh)
+    if pretrained is not None:
         return state._replace(params=transfer(state.params, pretrained, config.num_transferred_layers))
     return state
 

@@ -12,7 +12,7 @@ from gpt.config import RunConfig
 from gpt.errors import NotFinite
 from gpt.sharding import member_of
 from gpt.training.checkpoint import Checkpoints
-from gpt.training.checkpoint_dir import saved_steps, set_aside
+from gpt.training.checkpoint_dir import path_of, saved_steps, set_aside
 from gpt.training.loop import summary
 from gpt.training.manifest import find_damage
 from gpt.training.meter import Meter, means_of
@@ -69,8 +69,12 @@ class Member:
             self.checkpoints.finish(member_of(population, index), self._notes(index, window))
 
     def _notes(self, index: int, window: Window) -> dict[str, Any]:
-        unread = [{name: float(values[index]) for name, values in update.items()} for update in window]
+        unread = [{name: float(value) for name, value in of_member(update, index).items()} for update in window]
         return {"score": self.score, "unread": unread}
+
+    def find_damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint; the newest was verified when the run was opened."""
+        return None if step == self._last_step else find_damage(path_of(self.run_dir, step), step)
 
     def result(self, problem: Problem) -> dict[str, Any]:
         """The summary of the run, or where and how it failed."""
@@ -81,6 +85,11 @@ class Member:
         return result
 
 
+def of_member(tree: Any, index: int) -> Any:
+    """A member's part of arrays on the host that have one a member."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
 def judge_updates(members: list[Member], updates: list[tuple[int, Any]]) -> None:
     """Logs the updates of each member that were skipped; a member with too many in a row has failed."""
     for step, metrics in updates:
@@ -89,7 +98,7 @@ def judge_updates(members: list[Member], updates: list[tuple[int, Any]]) -> None
             if member.failure is not None:
                 continue
             try:
-                member.skipped.judge(step, {name: values[index] for name, values in by_member.items()})
+                member.skipped.judge(step, of_member(by_member, index))
             except NotFinite as error:
                 member.failure = (step, str(error))
                 members[0].report.say(f"warning: {member.run_dir} stops here, the others go on: {error}")
@@ -98,7 +107,7 @@ def judge_updates(members: list[Member], updates: list[tuple[int, Any]]) -> None
 def log_updates(members: list[Member], step: int, speed: dict[str, Any], window: Window) -> None:
     """A line of each member: the means of its own metrics since the last, and the speed of the whole program."""
     for index, member in enumerate(members):
-        own = means_of([{name: values[index] for name, values in metrics.items()} for metrics in window])
+        own = means_of([of_member(metrics, index) for metrics in window])
         rate = float(member.schedule(step - 1))
         member.log(step, "train", {**speed, **own, "learning_rate": rate})
 
@@ -124,7 +133,7 @@ def common_step(lanes: list[Member]) -> int | None:
     """The newest step that all members have saved and that is whole in all."""
     while common := set.intersection(*(set(member.steps) for member in lanes)):
         step = max(common)
-        damage = {member: find_damage(member.run_dir / "checkpoints" / str(step), step) for member in set(lanes)}
+        damage = {member: member.find_damage(step) for member in set(lanes)}
         for member, what in damage.items():
             if what is not None:
                 set_aside(member.run_dir, step, what)

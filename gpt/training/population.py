@@ -24,8 +24,17 @@ from gpt.model.gpt import Params
 from gpt.sharding import check_population, make_mesh, map_population, shard_population
 from gpt.training.evaluate import join_scores, judge_results
 from gpt.training.interrupt import StopSignals
-from gpt.training.loop import describe, iterate, load_inputs, main_score, starting_state
-from gpt.training.members import Member, common_step, float_array, judge_updates, log_updates, save_members, unread
+from gpt.training.loop import describe, due_after, iterate, load_inputs, load_pretrained, main_score, starting_state
+from gpt.training.members import (
+    Member,
+    common_step,
+    float_array,
+    judge_updates,
+    log_updates,
+    of_member,
+    save_members,
+    unread,
+)
 from gpt.training.meter import Meter
 from gpt.training.optimizer import make_optimizer
 from gpt.training.problem import Problem
@@ -33,7 +42,7 @@ from gpt.training.record import record_start
 from gpt.training.run_dir import open_run, read_result
 from gpt.training.skipped import Finished
 from gpt.training.state import TrainState, make_creation, make_keys
-from gpt.training.steps import EvalStep, Evaluation, Scalars, make_evaluation, make_update
+from gpt.training.steps import EvalStep, Scalars, make_evaluation, make_update
 from gpt.training.watchdog import PATIENCE, Watchdog
 
 
@@ -146,26 +155,23 @@ def _train(members: list[Member], problem: Problem, mesh: Mesh) -> None:
             meter.add(metrics, jax.tree.map(lambda leaf: leaf[: len(members)], batch))
             window.append(metrics)
             report.advance(step)
-            stops = signals.stop_after(step) or step == last
-            logs = step % config.log_every_steps == 0 or step == last
-            evaluates = step % config.evaluate_every_steps == 0 or step == last
-            saves = stops or any(member.checkpoints.is_due(step) for member in members)
-            updates = finished.add(step, metrics) + (finished.rest() if logs or evaluates or saves else [])
-            judge_updates(members, updates)
-            if logs:
+            stops, saves = signals.stop_after(step), any(member.checkpoints.is_due(step) for member in members)
+            due = due_after(step, last, config, stops=stops, saves=saves)
+            judge_updates(members, finished.add(step, metrics) + (finished.rest() if any(due) else []))
+            if due.log:
                 log_updates(members, step, meter.read_speed(), jax.device_get(window))
                 window = []
             for member in members:
                 member.score = None
-            if evaluates:
+            if due.evaluate:
                 watchdog.expects(f"the evaluation after update {step}", patience=PATIENCE)
                 with meter.spent("evaluate"):
                     _evaluate(members, step, eval_step, state.params, problem)
-            if saves:
+            if due.save:
                 watchdog.expects(f"the checkpoints of update {step}", patience=PATIENCE)
                 window = jax.device_get(window)
-                save_members(members, step, state, meter, window, is_last=stops)
-            if stops and step < last:
+                save_members(members, step, state, meter, window, is_last=due.stops)
+            if due.stops and step < last:
                 raise Preempted(f"{signals.reason}: saved step {step} of {last}; the same command continues from there")
             if all(member.failure for member in members):
                 return
@@ -179,11 +185,12 @@ def _starting_population(lanes: list[Member], problem: Problem, mesh: Mesh) -> t
     create = jax.jit(make_creation(config.model, problem.num_outputs, optimizer))
     one_device = make_mesh(MeshConfig(), jax.devices()[:1])
     common = common_step(lanes)
+    pretrained = None if common is not None else load_pretrained(config, one_device)
     states, keys = [], []
     for member in lanes:
         own_keys = make_keys(member.config)
         fresh = create(own_keys)
-        state = starting_state(member.config, fresh, one_device, member.checkpoints, common)
+        state = starting_state(member.config, fresh, member.checkpoints, common, pretrained)
         states.append(jax.device_get(state))
         keys.append(own_keys.dropout)
     knobs = Knobs(
@@ -242,7 +249,7 @@ def _evaluate(members: list[Member], step: int, eval_step: EvalStep, params: Par
         try:
             scores = join_scores(
                 {
-                    split: judge_results([_take(result, index) for result in batches], problem, split).scores
+                    split: judge_results([of_member(result, index) for result in batches], problem, split).scores
                     for split, batches in results.items()
                 }
             )
@@ -253,7 +260,3 @@ def _evaluate(members: list[Member], step: int, eval_step: EvalStep, params: Par
             continue
         member.log(step, "validation", {name: score.value for name, score in scores.items()})
         member.score = main_score(problem, scores)
-
-
-def _take(result: Evaluation, index: int) -> Evaluation:
-    return jax.tree.map(lambda leaf: leaf[index], result)
