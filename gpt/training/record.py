@@ -1,5 +1,6 @@
 """What made a run: a line in RUN/starts.jsonl for each start of it, with versions, git state, devices and command."""
 
+import contextlib
 import datetime
 import functools
 import json
@@ -18,6 +19,7 @@ import jax
 import gpt
 from gpt.errors import DataError
 from gpt.files import sync
+from gpt.reading import lines_of, parse_json
 
 NAME = "starts.jsonl"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers", "libtpu")
@@ -55,11 +57,10 @@ def read_starts(run_dir: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
+    with path.open("rb") as file:
+        for line in lines_of(file, path):
+            with contextlib.suppress(DataError):
+                lines.append(parse_json(line))
     return lines
 
 
