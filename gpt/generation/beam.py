@@ -6,7 +6,7 @@ K of the others run on. What is found is ranked by its log-probability over its 
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -195,15 +195,5 @@ def _repeat(draft: Draft, count: int) -> Draft:
 
 def _take(draft: Draft, rows: Int[Array, "N"]) -> Draft:
     """These rows of the draft."""
-
-    def take(tree: Any) -> Any:
-        return jax.tree.map(lambda array: array[rows], tree)
-
-    return draft._replace(
-        tokens=take(draft.tokens),
-        is_token=take(draft.is_token),
-        log_probs=take(draft.log_probs),
-        logits=take(draft.logits),
-        memory=take(draft.memory),
-        keys=take(draft.keys),
-    )
+    # `end` is one for all rows.
+    return jax.tree.map(lambda array: array[rows], draft._replace(end=None))._replace(end=draft.end)

@@ -16,6 +16,7 @@ from gpt.generation.decode import (
     ban_ends,
     obey,
     pad_prompts,
+    put,
     read_prompts,
     room_for,
     rules_of,
@@ -85,16 +86,10 @@ def _search(
 
         rows = texts * num_choices + winner
         memory = jax.tree.map(lambda array: jnp.repeat(array[rows], num_choices, axis=0), memory)
-        chosen, at = choices[texts, winner].astype(jnp.int32)[:, None], (0, draft.end)
-        log_probs = jnp.take_along_axis(jax.nn.log_softmax(draft.logits), chosen, axis=-1)
-        states = jax.lax.dynamic_update_slice(states, new_states[texts, winner][:, None], (*at, 0))
-        draft = draft._replace(
-            tokens=jax.lax.dynamic_update_slice(draft.tokens, chosen, at),
-            is_token=jax.lax.dynamic_update_slice(draft.is_token, jnp.ones_like(chosen, bool), at),
-            log_probs=jax.lax.dynamic_update_slice(draft.log_probs, log_probs, at),
-            end=draft.end + 1,
-            logits=reader.logits(hidden[rows])[:, 0],
-        )
+        chosen = choices[texts, winner].astype(jnp.int32)
+        log_probs = jnp.take_along_axis(jax.nn.log_softmax(draft.logits), chosen[:, None], axis=-1)[:, 0]
+        states = jax.lax.dynamic_update_slice(states, new_states[texts, winner][:, None], (0, draft.end, 0))
+        draft = put(draft, chosen, log_probs)._replace(logits=reader.logits(hidden[rows])[:, 0])
         return draft, memory, states
 
     return jax.lax.fori_loop(0, max_new_tokens, step, (draft._replace(memory=None), memory, states))[0]

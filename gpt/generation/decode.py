@@ -171,19 +171,20 @@ def append(
     reader: Any, draft: Draft, chosen: Int[Array, "B"], log_probs: Float[Array, "B"]
 ) -> tuple[Draft, Float[Array, "B D"]]:
     """The texts with one more token each, read, and its hidden states."""
-    is_token = jnp.ones((len(chosen), 1), bool)
-    hidden, memory = reader.read(draft.memory, chosen[:, None], is_token)
-    at = (0, draft.end)
-    draft = Draft(
-        jax.lax.dynamic_update_slice(draft.tokens, chosen[:, None], at),
-        jax.lax.dynamic_update_slice(draft.is_token, is_token, at),
-        jax.lax.dynamic_update_slice(draft.log_probs, log_probs[:, None], at),
-        draft.end + 1,
-        reader.logits(hidden)[:, 0],
-        memory,
-        draft.keys,
-    )
+    hidden, memory = reader.read(draft.memory, chosen[:, None], jnp.ones((len(chosen), 1), bool))
+    draft = put(draft, chosen, log_probs)._replace(logits=reader.logits(hidden)[:, 0], memory=memory)
     return draft, hidden[:, 0]
+
+
+def put(draft: Draft, chosen: Int[Array, "B"], log_probs: Float[Array, "B"]) -> Draft:
+    """The texts with one more token each, which is not yet read."""
+    at = (0, draft.end)
+    return draft._replace(
+        tokens=jax.lax.dynamic_update_slice(draft.tokens, chosen[:, None], at),
+        is_token=jax.lax.dynamic_update_slice(draft.is_token, jnp.ones((len(chosen), 1), bool), at),
+        log_probs=jax.lax.dynamic_update_slice(draft.log_probs, log_probs[:, None], at),
+        end=draft.end + 1,
+    )
 
 
 def ban_ends(logits: Float[Array, "B V"], rules: Rules, is_early: Bool[Array, ""]) -> Float[Array, "B V"]:

@@ -56,13 +56,7 @@ def continue_texts(
     if decoding.num_beams > 1:
         return [[Continuation(*beam) for beam in beams] for beams in search_beams(config, params, prompts, decoding)]
     num_at_once = _CHUNK if decoding.end_ids else decoding.max_new_tokens
-    found = [Continuation([], []) for _ in range(len(prompts) * decoding.num_samples)]
-    is_ended = [False] * len(found)
-    for chunk in _chunks(config, params, prompts, decoding, num_at_once):
-        for row, continuation in enumerate(found):
-            is_ended[row] = is_ended[row] or _take(chunk, row, continuation, decoding)
-        if all(is_ended):
-            break
+    found = _collect(_chunks(config, params, prompts, decoding, num_at_once), len(prompts), decoding)
     return [found[at : at + decoding.num_samples] for at in range(0, len(found), decoding.num_samples)]
 
 
@@ -133,17 +127,13 @@ def _write_batch(
         for stream, continuation in zip(streams, found, strict=True):
             show(_push(stream, continuation, 0, decoding))
     else:
-        found = [Continuation([], []) for _ in streams]
-        is_done = [False] * len(found)
-        for chunk in _chunks(config, params, prompts, decoding, num_at_once):
-            for row, (stream, continuation) in enumerate(zip(streams, found, strict=True)):
-                if not is_done[row]:
-                    count = len(continuation.ids)
-                    is_ended = _take(chunk, row, continuation, decoding)
-                    show(_push(stream, continuation, count, decoding))
-                    is_done[row] = is_ended or stream.is_stopped
-            if all(is_done):
-                break
+
+        def is_stopped(row: int, continuation: Continuation, first: int) -> bool:
+            show(_push(streams[row], continuation, first, decoding))
+            return streams[row].is_stopped
+
+        chunks = _chunks(config, params, prompts, decoding, num_at_once)
+        found = _collect(chunks, len(prompts), decoding, is_stopped)
     for stream, continuation in zip(streams, found, strict=True):
         show(stream.finish())
         if stream.is_stopped:
@@ -162,6 +152,29 @@ def _chunks(
     if decoding.contrastive_alpha is not None:
         return [search_contrastively(config, params, prompts, decoding)]
     return write(config, params, prompts, decoding, num_at_once)
+
+
+def _collect(
+    chunks: Iterable[Written],
+    num_prompts: int,
+    decoding: Decoding,
+    is_stopped: Callable[[int, Continuation, int], bool] = lambda *_: False,
+) -> list[Continuation]:
+    """A continuation a row, each up to its end token or until `is_stopped`; no more chunks are made than that takes.
+
+    `is_stopped` is asked with the row, its continuation, and the place of the first token that is new in it.
+    """
+    found = [Continuation([], []) for _ in range(num_prompts * decoding.num_samples)]
+    is_done = [False] * len(found)
+    for chunk in chunks:
+        for row, continuation in enumerate(found):
+            if not is_done[row]:
+                first = len(continuation.ids)
+                is_ended = _take(chunk, row, continuation, decoding)
+                is_done[row] = is_stopped(row, continuation, first) or is_ended
+        if all(is_done):
+            break
+    return found
 
 
 def _take(chunk: Written, row: int, continuation: Continuation, decoding: Decoding) -> bool:
