@@ -510,6 +510,12 @@ PAGE = (ROOT / "docs" / "scaling.md").read_text()
 ROWS = re.findall(r"^\| `([^`]+)` \| ((?:data|fsdp) [^|]*) \| (\d+) \| (.*) \|$", PAGE, re.MULTILINE)
 
 
+def gpt_13b(*overrides: str) -> ModelConfig:
+    files = [PRETRAIN, ROOT / "configs" / "model" / "gpt_13b.gin"]
+    unset = {"RunConfig.output_dir": "", "TokenizerConfig.path": "", "DataConfig.token_store": ""}
+    return gin_io.load(files, ["ModelConfig.compute_dtype=bfloat16", *overrides], if_unset=unset).model
+
+
 @pytest.mark.parametrize(("name", "mesh", "parts", "figures"), ROWS)
 def test_the_estimates_of_the_page_on_scaling_are_what_the_command_says(
     name: str, mesh: str, parts: str, figures: str
@@ -524,10 +530,7 @@ def test_the_estimates_of_the_page_on_scaling_are_what_the_command_says(
         model=ModelConfig(compute_dtype="bfloat16"),
     )
     if name.partition("*")[2].startswith("v5p") or name.startswith("v5p"):
-        files = [PRETRAIN, ROOT / "configs" / "model" / "gpt_13b.gin"]
-        unset = {"RunConfig.output_dir": "", "TokenizerConfig.path": "", "DataConfig.token_store": ""}
-        large = gin_io.load(files, ["ModelConfig.compute_dtype=bfloat16"], if_unset=unset).model
-        config = dataclasses.replace(config, model=large, batch_size=1024)
+        config = dataclasses.replace(config, model=gpt_13b(), batch_size=1024)
     plan = make_plan(config, topology, estimate=True)
     assert plan.roofline is not None
     memory, compute, hbm, *_, step, mfu, days = figures.split(" | ")
@@ -540,9 +543,7 @@ def test_the_estimates_of_the_page_on_scaling_are_what_the_command_says(
 def test_the_estimate_with_remat_on_the_page_is_what_the_command_says() -> None:
     found = re.search(r"in one part, (\S+) GiB and (\S+) GB sent a step, a\n.*\((\S+) ms\)", PAGE)
     assert found
-    files = [PRETRAIN, ROOT / "configs" / "model" / "gpt_13b.gin"]
-    unset = {"RunConfig.output_dir": "", "TokenizerConfig.path": "", "DataConfig.token_store": ""}
-    model = gin_io.load(files, ["ModelConfig.compute_dtype=bfloat16", "ModelConfig.remat=dots"], if_unset=unset).model
+    model = gpt_13b("ModelConfig.remat=dots")
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, fsdp=-1), batch_size=1024, model=model)
     plan = make_plan(config, find_topology("v5p:4x8x8"), estimate=True)
     assert plan.roofline is not None
