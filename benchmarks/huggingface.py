@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-import transformers
+import torch  # pyright: ignore[reportMissingImports] - an optional extra
+import transformers  # pyright: ignore[reportMissingImports]
 
 from benchmarks.compare import Turn
 from benchmarks.lengths import draw_examples
