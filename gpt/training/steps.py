@@ -26,7 +26,7 @@ from gpt.objectives import (
 )
 from gpt.sharding import constrain_state, splitting_activations
 from gpt.tasks.targets import Targets
-from gpt.training.optimizer import is_spike
+from gpt.training.optimizer import is_spike, unless
 from gpt.training.softmax_loss import softmax_loss
 from gpt.training.state import TrainState
 
@@ -147,7 +147,7 @@ def make_evaluation(model_config: ModelConfig, objective: Objective) -> EvalStep
 def make_train_step(
     model_config: ModelConfig,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     dropout_key: Key[Array, ""],
     accumulation_steps: int,
     shardings: TrainState,
@@ -166,7 +166,7 @@ def make_train_step(
 def make_update(
     model_config: ModelConfig,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     dropout_key: Key[Array, ""],
     accumulation_steps: int,
 ) -> TrainStep:
@@ -176,8 +176,6 @@ def make_update(
     `loss`, `gradient_norm` before clipping, and whether the update was `skipped`: of one whose loss or
     gradient is not finite, or a spike, nothing remains but that `step` counts its batch.
     """
-    rule = optax.with_extra_args_support(optimizer)
-
     def loss_of_part(params, counts, part, key):
         totals, _ = objective.totals(bind(model_config, params), part, key)
         means = {name: totals[name] / counts[name] for name in totals}
@@ -209,11 +207,11 @@ def make_update(
         gradients, means = accumulate(state.params, batch, key)
         loss: Any = sum(objective.coefficients[name] * mean for name, mean in means.items())
         gradient_norm = optax.tree.norm(gradients)
-        updates, optimizer_state = rule.update(gradients, state.optimizer_state, state.params, value=loss)
-        params: Any = optax.apply_updates(state.params, updates)
         is_bad = ~jnp.isfinite(loss) | ~jnp.isfinite(gradient_norm) | is_spike(state.optimizer_state, loss)
-        new, old = (params, optimizer_state), (state.params, state.optimizer_state)
-        params, optimizer_state = jax.tree.map(lambda after, before: jnp.where(is_bad, before, after), new, old)
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer_state, state.params, value=loss, skip=is_bad
+        )
+        params = unless(is_bad, state.params, optax.apply_updates(state.params, updates))
         metrics = {"loss": loss, **means, "gradient_norm": gradient_norm, "skipped": is_bad}
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
