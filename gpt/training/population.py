@@ -42,7 +42,7 @@ from gpt.training.record import record_start
 from gpt.training.run_dir import open_run, read_result
 from gpt.training.skipped import Finished
 from gpt.training.state import TrainState, make_creation, make_keys
-from gpt.training.steps import EvalStep, Scalars, make_evaluation, make_update
+from gpt.training.steps import EvalStep, Scalars, compiler_options, make_evaluation, make_update
 from gpt.training.watchdog import PATIENCE, Watchdog
 
 
@@ -221,7 +221,11 @@ def make_population_steps(config: RunConfig, problem: Problem, mesh: Mesh) -> tu
 
     evaluation = make_evaluation(config.model, problem.objective)
     return (
-        jax.jit(map_population(mesh, update, (0, 0, 0)), donate_argnums=0),
+        jax.jit(
+            map_population(mesh, update, (0, 0, 0)),
+            donate_argnums=0,
+            compiler_options=compiler_options(config.model, mesh),
+        ),
         jax.jit(map_population(mesh, evaluation, (0, None))),
     )
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from gpt.config import ModelConfig, TaskConfig
@@ -160,7 +161,19 @@ def make_train_step(
         with splitting_activations(mesh):
             return update(state, batch)
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    options = compiler_options(model_config, mesh)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
+
+
+def compiler_options(model_config: ModelConfig, mesh: Mesh) -> dict[str, str]:
+    """What XLA is told for an update, beside the update.
+
+    On CPU it forgets what must wait for what, and to be concurrent computes all layers again at once, early:
+    `ModelConfig.remat` would cost its time and save nothing. Told to use little memory, it computes again late.
+    """
+    if model_config.remat == "none" or mesh.devices.flat[0].platform != "cpu":
+        return {}
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 def make_update(
@@ -176,6 +189,7 @@ def make_update(
     `loss`, `gradient_norm` before clipping, and whether the update was `skipped`: of one whose loss or
     gradient is not finite, or a spike, nothing remains but that `step` counts its batch.
     """
+
     def loss_of_part(params, counts, part, key):
         totals, _ = objective.totals(bind(model_config, params), part, key)
         means = {name: totals[name] / counts[name] for name in totals}
