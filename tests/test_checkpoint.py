@@ -8,7 +8,9 @@ import os
 import resource
 import shutil
 import signal
+import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -318,6 +320,26 @@ def test_the_last_save_is_tried_again_with_the_state_at_hand_and_is_an_error_in_
         checkpoints.publish()
         checkpoints.finish(state_at(3), {"score": 1.0})
     assert newest(tmp_path)[0] == 3
+
+
+@pytest.mark.parametrize("during", ["begin", "write"])
+def test_a_save_that_a_lost_process_ended_is_no_failed_write(
+    during: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_args: object, **_kwargs: object) -> Any:
+        if during == "begin" or threading.current_thread() is not threading.main_thread():
+            raise ValueError("gloo all-reduce failed: Connection closed by peer [127.0.0.1]:4000")
+        return types.SimpleNamespace(result=lose)
+
+    def save_without_peer() -> None:
+        with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+            checkpoints.begin_save(state_at(1))
+            checkpoints.publish()
+            checkpoints.finish(state_at(1))
+
+    monkeypatch.setattr(checkpoint.ocp, "save_checkpointables_async", lose)
+    with pytest.raises(ValueError, match="closed by peer"):
+        save_without_peer()
 
 
 def test_a_log_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

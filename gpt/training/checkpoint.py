@@ -175,6 +175,8 @@ class Checkpoints:
             response = ocp.save_checkpointables_async(str(self._directory / f"{WRITING}{step}"), items, overwrite=True)
             future = self._executor.submit(self._complete, response, step, notes, may_be_seen)
         except (OSError, ValueError) as error:
+            if lost_peer(error) is not None:
+                raise  # no disk is full: the run is over
             future: Future[None] = Future()
             future.set_exception(error)
         self._save = _Save(step, may_be_seen, future)
@@ -199,6 +201,8 @@ class Checkpoints:
         try:
             save.future.result()
         except (OSError, ValueError) as error:
+            if lost_peer(error) is not None:
+                raise
             self._failure, self._failed_at = error, time.monotonic()
             self._num_failures += 1
             warn(f"the checkpoint of step {save.step} {self._not_written(error)}")
