@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from gpt import gin_io
 from gpt.config import ModelConfig, RunConfig, TaskConfig, TokenizerConfig
 from gpt.data.assemble import Recipe
+from gpt.data.packed import pack, unpack
 from gpt.data.parts import EncodedPart
 from gpt.data.place import Place
 from gpt.data.rows import read_rows
@@ -103,6 +104,18 @@ def _read_store_by_url(folder: Path) -> Any:
         MemoryFileSystem.store.clear()
 
 
+def _pack(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        for file, content in _STORE.items():
+            (Path(name) / Path(file).name).write_bytes(content)
+        pack(name, str(folder / "packed"), str)
+
+
+def _unpack(folder: Path) -> Any:
+    with tempfile.TemporaryDirectory() as name:
+        return unpack(str(folder / "packed"), f"{name}/store", str)
+
+
 def _rows(task: str, split: str = "train") -> Callable[[Path], Any]:
     return lambda folder: read_split(find_task(task), str(folder), split)
 
@@ -153,6 +166,7 @@ _TOKENS = np.arange(30, dtype="<u2").tobytes()
 _DIGEST = hashlib.sha256(_TOKENS).hexdigest()
 _INDEX = StoreIndex(_DIGEST, 40, 0, _DIGEST, {"train": SplitIndex("train.bin", 30, 1, _DIGEST)})
 _STORE = {"s/index.json": _INDEX.to_json().encode(), "s/train.bin": _TOKENS}
+_PACKED = _in(_pack)
 _SHARD = dataclasses.asdict(
     Record(
         ["a.txt"], [], Recipe([_DIGEST], [], 0.1, "text", _DIGEST, 40, 0), [EncodedPart("train", 1, None, "0.bin", 2)]
@@ -242,6 +256,7 @@ READERS = {
     "index.json": _with(lambda folder: TokenStore.open(folder / "s").verify(), _STORE, "s/index.json"),
     "index.json by URL": _with(_read_store_by_url, _STORE, "s/index.json"),
     "shard.json": Reader("shard.json", lambda folder: Record.read(Place(folder)), _dumped(_SHARD), {"0.bin": b"12"}),
+    "packed store": _with(_unpack, _PACKED, "packed"),
     "train.bin": _with(lambda folder: TokenStore.open(folder / "s").split("train")[:9], _STORE, "s/train.bin"),
     "train.bin by URL": _with(_read_store_by_url, _STORE, "s/train.bin"),
     "jsonl rows": Reader("train.jsonl", _rows("mrpc"), _dumped(PAIRS) + b"\n" + _dumped(PAIRS)),

@@ -3,12 +3,14 @@
 import json
 import os
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from foreign import Global, Storage, pickle_of, write_config, write_torch_zip
 from hostile import CONFIG, READERS
@@ -53,6 +55,30 @@ def test_a_header_that_claims_more_than_the_file_holds_takes_no_memory(tmp_path:
         assert "has 60 bytes, 1,000,000,000,000,000 tokens take" in refusal(
             name, tmp_path / name, json.dumps(tree).encode()
         )
+
+
+def test_a_packed_store_that_claims_more_than_its_size_allows_writes_nothing(tmp_path: Path) -> None:
+    seed = READERS["packed store"].seed
+    length = struct.unpack_from("<I", seed, 8)[0]
+    tree = json.loads(seed[12 : 12 + length])
+    frames = seed[12 + length :]
+
+    def refusal_of(tree: Any, frames: bytes) -> str:
+        index = json.dumps(tree).encode()
+        return refusal("packed store", tmp_path, seed[:8] + struct.pack("<I", len(index)) + index + frames)
+
+    tree["splits"]["train"]["tokens"] = 10**6
+    assert re.search(r"it claims 2,000,000 bytes of ids of 40, and is \d+ bytes long", refusal_of(tree, frames))
+    assert "it claims" in refusal_of({**tree, "vocab_size": 1 << 32, "dtype": "uint32"}, frames)
+    tree["splits"]["train"]["tokens"] = 30
+    for claimed in (0, 61, 82, 2**32 - 1):
+        first = struct.pack("<I", claimed) + frames[4:]
+        assert f"a frame claims {claimed:,} bytes, expected 1 to 80" in refusal_of(tree, first)
+    assert "4,294,967,295 bytes are claimed, expected at most 1,104" in refusal_of(tree, frames[:4] + struct.pack("<I", 2**32 - 1) + frames[8:])
+    bomb = pa.compress(bytes(1 << 24), "zstd", asbytes=True)
+    ids = struct.pack("<II", 60, len(bomb)) + bomb
+    assert re.search(r"zstd: .*Destination buffer is too small", refusal_of(tree, ids))
+    assert "claimed, expected at most 1,048,576" in refusal("packed store", tmp_path, seed[:8] + b"\xff" * 4 + seed[12:])
 
 
 def test_of_an_index_no_more_is_fetched_than_it_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,6 +258,7 @@ FLAGS = {
         "--join",
         "--json",
     },
+    "pack": {"--max_mib", "--unpack", "--json"},
     "tokenizer": {"train", "encode", "decode"},
     "convert": {
         "--from",

@@ -56,6 +56,8 @@ def test_the_walk_through_runs_as_it_stands(checkout: Path) -> None:
     assert re.findall(r"cola, (\d) of 4 layers transferred: matthews median", done.stdout) == ["2", "4"]
     assert "cola: no runs for no pre-training, 0, 1, 3" in done.stderr
     assert re.search(r"cola: matthews \S+ over 20 at step 20", done.stdout)
+    for name in ("index.json", "train.bin", "validation.bin"):
+        assert (checkout / "runs/carried" / name).read_bytes() == (checkout / "runs/store" / name).read_bytes()
     for name in ("loss", "layers", "zero_shot"):
         assert (checkout / "runs" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

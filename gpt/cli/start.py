@@ -13,6 +13,7 @@ from gpt.planning.libtpu import set_libtpu_environment
 
 COMMANDS = (
     "prepare",
+    "pack",
     "tokenizer",
     "convert",
     "verify",
