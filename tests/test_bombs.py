@@ -16,6 +16,7 @@ from foreign import Global, Storage, pickle_of, write_config, write_torch_zip
 from hostile import CONFIG, READERS
 
 from gpt import gin_io, reading
+from gpt.data.coding import frame_of
 from gpt.data.rows import read_rows
 from gpt.data.store import TokenStore
 from gpt.errors import ConfigError, DataError
@@ -69,16 +70,21 @@ def test_a_packed_store_that_claims_more_than_its_size_allows_writes_nothing(tmp
 
     tree["splits"]["train"]["tokens"] = 10**6
     assert re.search(r"it claims 2,000,000 bytes of ids of 40, and is \d+ bytes long", refusal_of(tree, frames))
-    assert "it claims" in refusal_of({**tree, "vocab_size": 1 << 32, "dtype": "uint32"}, frames)
     tree["splits"]["train"]["tokens"] = 30
+    assert "of ids of 4,294,967,296" in refusal_of({**tree, "vocab_size": 1 << 32, "dtype": "uint32"}, frames)
     for claimed in (0, 61, 82, 2**32 - 1):
         first = struct.pack("<I", claimed) + frames[4:]
         assert f"a frame claims {claimed:,} bytes, expected 1 to 80" in refusal_of(tree, first)
-    assert "4,294,967,295 bytes are claimed, expected at most 1,104" in refusal_of(tree, frames[:4] + struct.pack("<I", 2**32 - 1) + frames[8:])
+    first = frames[:4] + struct.pack("<I", 2**32 - 1) + frames[8:]
+    assert "4,294,967,295 bytes are claimed, expected at most 1,104" in refusal_of(tree, first)
     bomb = pa.compress(bytes(1 << 24), "zstd", asbytes=True)
-    ids = struct.pack("<II", 60, len(bomb)) + bomb
-    assert re.search(r"zstd: .*Destination buffer is too small", refusal_of(tree, ids))
-    assert "claimed, expected at most 1,048,576" in refusal("packed store", tmp_path, seed[:8] + b"\xff" * 4 + seed[12:])
+    first = struct.pack("<II", 60, len(bomb)) + bomb
+    assert re.search(r"zstd: .*Destination buffer is too small", refusal_of(tree, first))
+    assert "its ids are not those of a vocabulary of 40" in refusal_of(tree, frame_of(struct.pack("<H", 40)))
+    tree["splits"]["train"]["tokens"] = 29
+    assert "a frame of 'train' holds another number of tokens" in refusal_of(tree, frames)
+    content = seed[:8] + b"\xff" * 4 + seed[12:]
+    assert "claimed, expected at most 1,048,576" in refusal("packed store", tmp_path, content)
 
 
 def test_of_an_index_no_more_is_fetched_than_it_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
