@@ -30,6 +30,7 @@ class Splitter:
     def forget(self) -> None:
         """Give back the memory of spaCy's tables, which grow with every new word."""
         self._spacy, self._insides = _load_spacy()
+        self._special = frozenset(self._spacy.rules)
         self._lefts: dict[str, tuple[str, ...]] = {}
 
     def chunks(self, piece: Piece) -> list[str]:
@@ -55,6 +56,9 @@ class Splitter:
 
     def words(self, chunk: str) -> list[str]:
         """The lower-cased words of a chunk."""
+        # No rule parts two letters, which spares spaCy most chunks of a book: those of letters are a word, or special.
+        if chunk.isascii() and chunk.isalpha() and chunk not in self._special:
+            return [chunk.lower()]
         return [token.text.lower() for token in self._spacy(chunk)]
 
     def words_with_offsets(self, chunk: str) -> Iterator[tuple[str, list[int]]]:
