@@ -127,14 +127,20 @@ def _nearest(value: int, works: Callable[[int], bool], limit: int) -> int | None
     return min(filter(works, range(1, limit + 1)), key=lambda n: (abs(n - value), n), default=None)
 
 
-def check_divisible(mesh: Mesh, model: ModelConfig, batch_size: int, accumulation_steps: int) -> None:
+def check_divisible(
+    mesh: Mesh, model: ModelConfig, batch_size: int, accumulation_steps: int, pack_size: int | None = None
+) -> None:
     """Raises ConfigError when a split axis of the model or the batch does not divide over the mesh.
+
+    A batch is split between its packs of `pack_size` examples, if it has any.
 
     The error names the setting and the nearest value that works. Every vocabulary works: the stored table is
     split along its width, and XLA pads the rows that a compiled program splits unevenly.
     """
 
-    def check(setting: str, value: int, logical: str, works: Callable[[int], bool], num_parts: int = 1) -> None:
+    def check(
+        setting: str, value: int, logical: str, works: Callable[[int], bool], num_parts: int = 1, parts: str = ""
+    ) -> None:
         axes = [axis for axis in MESH_AXES_OF[logical] if mesh.shape[axis] > 1]
         devices = math.prod(mesh.shape[axis] for axis in axes)
         unit = devices * num_parts
@@ -142,7 +148,6 @@ def check_divisible(mesh: Mesh, model: ModelConfig, batch_size: int, accumulatio
             return
         nearest = _nearest(value, lambda n: n % unit == 0 and works(n), 2 * max(value, unit))
         fewer = _nearest(devices, lambda n: value // num_parts % n == 0 and mesh.size % n == 0, mesh.size)
-        parts = f" in RunConfig.accumulation_steps = {num_parts} parts" if num_parts > 1 else ""
         raise ConfigError(
             f"{setting} = {value}{parts} does not divide over the {devices} devices of mesh "
             f"{'axes' if len(axes) > 1 else 'axis'} {' x '.join(axes)}: the nearest that works is "
@@ -157,7 +162,9 @@ def check_divisible(mesh: Mesh, model: ModelConfig, batch_size: int, accumulatio
         split |= {"num_heads": "heads", "mlp_dim": "mlp", "context_length": "length"}
     for name, logical in split.items():
         check(f"ModelConfig.{name}", getattr(model, name), logical, lambda n, name=name: _is_valid(model, name, n))
-    check("RunConfig.batch_size", batch_size, "batch", lambda _: True, accumulation_steps)
+    parts = f" in RunConfig.accumulation_steps = {accumulation_steps} parts" if accumulation_steps > 1 else ""
+    parts += "" if pack_size is None else f" of packs of RunConfig.pack_size = {pack_size}"
+    check("RunConfig.batch_size", batch_size, "batch", lambda _: True, accumulation_steps * (pack_size or 1), parts)
 
 
 def _is_valid(model: ModelConfig, name: str, value: int) -> bool:

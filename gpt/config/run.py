@@ -1,6 +1,7 @@
 """The root of all settings."""
 
 import dataclasses
+import math
 
 from gpt.config.data import DataConfig, TaskConfig, TokenizerConfig
 from gpt.config.devices import CheckpointConfig, MeshConfig
@@ -30,6 +31,11 @@ class RunConfig:
     )
     batch_size: int = setting(64, "sequences (pretraining) or examples (fine-tuning) an update, over all devices")
     accumulation_steps: int = setting(1, "parts in which a batch is computed, to save memory; same gradient")
+    pack_size: int | None = setting(
+        None,
+        "fine-tuning: so many examples of an update lie back to back in common rows: the same losses and less padding, "
+        "for more programs to compile; None: a sequence has a row of its own",
+    )
     log_every_steps: int = setting(100, "updates between log lines")
     evaluate_every_steps: int = setting(1000, "updates between evaluations on the validation split")
     update_timeout_seconds: float | None = setting(
@@ -57,7 +63,7 @@ class RunConfig:
             "mounted file system. Mount the bucket (gcsfuse, mount-s3) and give the path, or copy the run after it",
         )
         require_positive(
-            self, "num_epochs", "batch_size", "accumulation_steps", "log_every_steps",
+            self, "num_epochs", "batch_size", "accumulation_steps", "pack_size", "log_every_steps",
             "evaluate_every_steps", "evaluation_batches", "update_timeout_seconds", "patience",
         )  # fmt: skip
         require(
@@ -87,6 +93,8 @@ class RunConfig:
         )
         if self.num_transferred_layers is not None:
             self._check_transfer(self.num_transferred_layers)
+        if self.pack_size is not None:
+            self._check_packs(self.pack_size)
         if self.task.name is None:
             require(
                 self.data.token_store is not None or self.max_steps == 0,
@@ -115,6 +123,28 @@ class RunConfig:
             ),
         ):
             require(holds, f"{what} {reason}: set it to None")
+
+    def _check_packs(self, size: int) -> None:
+        what = f"RunConfig.pack_size = {size}"
+        for holds, reason in (
+            (self.task.name is not None, "is for fine-tuning, and TaskConfig.name is not set"),
+            (
+                self.model.architecture == "transformer",
+                "needs attention to keep sequences apart, and ModelConfig.architecture is 'lstm'",
+            ),
+        ):
+            require(holds, f"{what} {reason}: set it to None")
+        require(
+            self.batch_size % (size * self.accumulation_steps) == 0,
+            f"{what}: RunConfig.batch_size = {self.batch_size} does not divide into packs of {size} examples for "
+            f"each of RunConfig.accumulation_steps = {self.accumulation_steps} parts: the largest that does is "
+            f"{math.gcd(size, self.batch_size // self.accumulation_steps)}",
+        )
+
+    @property
+    def num_batch_units(self) -> int:
+        """Length of the leading axis of a training batch, which is split over devices: its packs, or its rows."""
+        return self.batch_size // (self.pack_size or 1)
 
     @property
     def transfers_all_layers(self) -> bool:

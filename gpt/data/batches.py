@@ -78,6 +78,19 @@ def finetuning_batches(
     Raises:
       DataError: fewer examples than one batch takes.
     """
+    num_sequences = examples.num_sequences()
+    rows = range(batch_size) if rows is None else rows
+
+    def collate(group: np.ndarray) -> TaskBatch:
+        return _collate(examples, group, rows, num_sequences, context_length)
+
+    return finetuning_groups(examples, context_length, batch_size, num_epochs, seed).map(collate)
+
+
+def finetuning_groups(
+    examples: TaskExamples, context_length: int, batch_size: int, num_epochs: int, seed: int
+) -> grain.MapDataset:
+    """The numbers of the examples in each batch of `finetuning_batches`, an array of [B]; raises as they do."""
     lengths = examples.lengths()
     steps = len(lengths) // batch_size
     if steps == 0:
@@ -86,22 +99,12 @@ def finetuning_batches(
         )
     bucket_of = np.searchsorted(length_buckets(context_length), lengths)
     epoch_order = functools.lru_cache(maxsize=2)(functools.partial(_epoch_order, bucket_of, batch_size, seed))
-    num_sequences = examples.num_sequences()
-    rows = range(batch_size) if rows is None else rows
 
-    def batch_of(step: int) -> TaskBatch:
+    def group_of(step: int) -> np.ndarray:
         epoch, place = divmod(step, steps)
-        return _collate(examples, epoch_order(epoch)[place], rows, num_sequences, context_length)
+        return epoch_order(epoch)[place]
 
-    return grain.MapDataset.range(steps * num_epochs).map(batch_of)
-
-
-def finetuning_rows(examples: TaskExamples, context_length: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """The numbers of the examples in batch `step` of `finetuning_batches`."""
-    lengths = examples.lengths()
-    epoch, place = divmod(step, len(lengths) // batch_size)
-    bucket_of = np.searchsorted(length_buckets(context_length), lengths)
-    return _epoch_order(bucket_of, batch_size, seed, epoch)[place].tolist()
+    return grain.MapDataset.range(steps * num_epochs).map(group_of)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -152,6 +152,7 @@ class Transformer(nnx.Module):
     positions: by default tokens are counted from 0, padding left out.
     segments: token ids whose embeddings are added. The original has no segments; Hugging Face's port
       embeds its `token_type_ids` so, by the token table.
+    sequences: numbers that tell apart the sequences that share a row: none sees another. Give their `positions` too.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -169,10 +170,11 @@ class Transformer(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
+        sequences: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states of the last block."""
         x, keys = self._embed(inputs, key, mask, positions, segments)
-        return self._apply_blocks(x, _visible(x.shape[1], mask), keys)[0]
+        return self._apply_blocks(x, _visible(x.shape[1], mask, sequences), keys)[0]
 
     def activations(
         self,
@@ -182,10 +184,11 @@ class Transformer(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
+        sequences: Int[Array, "B T"] | None = None,
     ) -> Activations:
         """Hidden states of every depth, and all attention probabilities."""
         x, keys = self._embed(inputs, key, mask, positions, segments)
-        _, (hidden, attentions) = self._apply_blocks(x, _visible(x.shape[1], mask), keys, keep=True)
+        _, (hidden, attentions) = self._apply_blocks(x, _visible(x.shape[1], mask, sequences), keys, keep=True)
         return Activations(jnp.concatenate([x[None], hidden]), attentions)
 
     def logits(self, hidden: Float[Array, "B T D"], key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
@@ -272,10 +275,16 @@ def _pass_keys(config: ModelConfig, key: Key[Array, ""] | None) -> tuple[Key[Arr
     return embed_key, jnp.stack(block_keys)
 
 
-def _visible(length: int, mask: Bool[Array, "B T"] | None) -> Bool[Array, "#B 1 T T"]:
-    """Which positions (last axis) each position may attend to: itself and those before it that are no padding."""
-    causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
-    return causal if mask is None else causal & mask[:, None, None, :]
+def _visible(
+    length: int, mask: Bool[Array, "B T"] | None, sequences: Int[Array, "B T"] | None
+) -> Bool[Array, "#B 1 T T"]:
+    """Which positions (last axis) each may attend to: itself and those before it in its sequence, without padding."""
+    visible = jnp.tril(jnp.ones((1, 1, length, length), bool))
+    if mask is not None:
+        visible &= mask[:, None, None, :]
+    if sequences is not None:
+        visible &= sequences[:, None, :, None] == sequences[:, None, None, :]
+    return visible
 
 
 def _stack_blocks(config: ModelConfig, rngs: nnx.Rngs) -> Block:

@@ -109,7 +109,7 @@ def make_plan(config: RunConfig, topology: Topology, *, estimate: bool = False) 
     if config.model.compute_dtype not in topology.chip.peak_flops:
         raise ConfigError(f"ModelConfig.compute_dtype = {config.model.compute_dtype!r}: {topology.chip.name} has none")
     mesh = make_mesh(config.mesh, devices(topology))
-    check_divisible(mesh, config.model, config.batch_size, config.accumulation_steps)
+    check_divisible(mesh, config.model, config.batch_size, config.accumulation_steps, config.pack_size)
     workload = find_workload(config)
     with_softmax = config.is_pretraining or config.task.lm_coef > 0
     flops_per_token = training_flops_per_token(config.model, config.model.context_length, with_softmax=with_softmax)

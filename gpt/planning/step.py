@@ -98,7 +98,8 @@ def _bytes(number: str, unit: str) -> float:
 def batch_shapes(config: RunConfig, mesh: Mesh) -> TextBatch | TaskBatch:
     """A batch with shape, type and sharding in place of each array; of labelled tasks the longest there is.
 
-    Multiple choice: four candidates in RACE, two in all other tasks.
+    Multiple choice: four candidates in RACE, two in all other tasks. The longest leave no room for a second in
+    their row, so that a packed batch is as large.
     """
     size, length = config.batch_size, config.model.context_length
 

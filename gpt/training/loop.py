@@ -52,7 +52,7 @@ def train(config: RunConfig, profile_steps: ProfileSteps | None = None, *, until
     tokenizer, problem = load_inputs(config)
     meet()  # What one process lacks ends all: the devices of one wait for those of the others.
     mesh = make_mesh(config.mesh)
-    check_divisible(mesh, config.model, config.batch_size, config.accumulation_steps)
+    check_divisible(mesh, config.model, config.batch_size, config.accumulation_steps, config.pack_size)
     if profile_steps is not None:
         profile_steps.require_within(1, problem.num_steps)
 
@@ -98,9 +98,9 @@ class _Training:
     def __init__(self, config: RunConfig, problem: Problem, mesh: Mesh, run_dir: Path, checkpoints: Checkpoints):
         self._config, self._problem, self._mesh, self._run_dir = config, problem, mesh, run_dir
         self._checkpoints = checkpoints
-        rows = local_rows(mesh, config.batch_size)
+        rows = local_rows(mesh, config.num_batch_units)
         self._batches = problem.batches_of_seed(config.seed_of_data, rows=rows.tolist())
-        share = len(rows) / config.batch_size
+        share = len(rows) / config.num_batch_units
         self._meter = Meter(config.model, share, with_softmax="lm_loss" in problem.objective.coefficients)
         optimizer = make_optimizer(config.optimizer, problem.num_steps)
         keys = make_keys(config)
@@ -149,7 +149,7 @@ class _Training:
                 record_start(self._run_dir, first)
             for step, batch in enumerate(meter.waiting(iterate(self._batches, first, until)), first + 1):
                 with profiler.update(step, meter.wait):
-                    sharded = shard_batch(self._mesh, batch, config.batch_size)
+                    sharded = shard_batch(self._mesh, batch, config.num_batch_units)
                     watchdog.expects(f"update {step}", patience=PATIENCE if meter.is_new(sharded) else 1.0)
                     self._state, metrics = self._train_step(self._state, sharded)
                     meter.add(metrics, batch)

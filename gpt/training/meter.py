@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from gpt.config import ModelConfig
 from gpt.data.batches import TaskBatch, TextBatch
+from gpt.data.packing import PackedBatch
 from gpt.hardware import find_chip
 from gpt.training.goodput import Clock, Part, difference, shares
 
@@ -77,7 +78,7 @@ class Meter:
         """Whether the step has not yet been compiled for a batch of these shapes."""
         return _shapes_of(batch) not in self._shapes
 
-    def add(self, metrics: Any, batch: TextBatch | TaskBatch) -> None:
+    def add(self, metrics: Any, batch: TextBatch | TaskBatch | PackedBatch) -> None:
         """Counts one update; waits for the one before, so that at most two are under way (on CPU, one)."""
         self.wait()
         self._latest = metrics

@@ -118,6 +118,11 @@ def _check_together(configs: Sequence[RunConfig]) -> RunConfig:
         raise ConfigError(
             f"RunConfig.patience = {configs[0].patience}: members of a population end together; train each by itself"
         )
+    if configs[0].pack_size is not None:
+        raise ConfigError(
+            f"RunConfig.pack_size = {configs[0].pack_size}: members of a population need batches of equal shape, and "
+            "the rows that packs take depend on the seed; set it to None, or train each by itself"
+        )
     if jax.process_count() > 1:
         raise ConfigError(
             f"a population trains in one process, and here are {jax.process_count()}: "

@@ -9,7 +9,8 @@ import grain
 import numpy as np
 
 from gpt.config import RunConfig
-from gpt.data.batches import TaskExamples, finetuning_batches, finetuning_rows, held_out_order, held_out_task_batches
+from gpt.data.batches import TaskExamples, finetuning_batches, finetuning_groups, held_out_order, held_out_task_batches
+from gpt.data.packing import packed_batches
 from gpt.data.store import TokenStore
 from gpt.data.windows import Text, held_out_text_batches, passes, pretraining_batches, pretraining_windows, short_names
 from gpt.errors import ConfigError
@@ -43,7 +44,7 @@ class Problem:
     objective: Objective
     num_steps: int
     batches_of_seed: Callable[..., grain.MapDataset]
-    """Training batches of a RunConfig.seed; with `rows`, those rows of each: no others of a token store are read."""
+    """Training batches of a RunConfig.seed; with `rows`, those rows, or packs, of each: no others are built or read."""
     numbers_of: Callable[[int, int], dict[str, list[int]]]
     """What is in the batch of a seed and a step: numbers of windows by token store, or of examples."""
     held_outs: dict[str, HeldOut]
@@ -155,13 +156,14 @@ def _finetuning(config: RunConfig, tokenizer: Tokenizer, only_split: str | None)
         train, drawn = _draw(encoded.examples, config.task.max_train_examples)
         facts["train_examples_used"] = len(train.labels)
         notes = _one_class(config, train)
-        batches_of_seed = functools.partial(
-            finetuning_batches, train, config.model.context_length, config.batch_size, config.num_epochs
-        )
+        source = (train, config.model.context_length, config.batch_size, config.num_epochs)
+        if config.pack_size is None:
+            batches_of_seed = functools.partial(finetuning_batches, *source)
+        else:
+            batches_of_seed = functools.partial(packed_batches, *source, pack_size=config.pack_size)
 
         def numbers_of(seed: int, step: int) -> dict[str, list[int]]:
-            rows = finetuning_rows(train, config.model.context_length, config.batch_size, seed, step)
-            return {"train": drawn[rows].tolist()}
+            return {"train": drawn[finetuning_groups(*source, seed)[step]].tolist()}
 
     batches = batches_of_seed(config.seed_of_data)
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from gpt.config import ModelConfig, TaskConfig
 from gpt.data.batches import TaskBatch, TextBatch
+from gpt.data.packing import PackedBatch
 from gpt.model.gpt import GPT, Params, bind
 from gpt.model.heads import Head
 from gpt.model.transformer import MASKED_SCORE
@@ -74,7 +75,8 @@ class TaskObjective:
     """L3 = L2 + lambda L1 of the paper (eq. 5), averaged as OpenAI's code does.
 
     The task loss is a mean over examples; the language-model loss is a mean over sequences (all
-    candidates, right and wrong) of each sequence's own mean.
+    candidates, right and wrong) of each sequence's own mean. A packed batch has the same losses, scores and
+    gradients as its examples row by row, but for rounding and for the masks of dropout, which are drawn by place.
     """
 
     def __init__(self, config: TaskConfig, targets: Targets = "class", *, both_orders: bool = False):
@@ -85,25 +87,35 @@ class TaskObjective:
         if config.lm_coef > 0:
             self.coefficients["lm_loss"] = config.lm_coef
 
-    def counts(self, batch: TaskBatch) -> Scalars:
+    def counts(self, batch: TaskBatch | PackedBatch) -> Scalars:
         """Examples, and sequences."""
+        if isinstance(batch, PackedBatch):
+            batch = _extract_tokens(batch)
         sequences = (batch.weights.max(-1) * batch.example_weights[:, None]).sum()
         return {"task_loss": batch.example_weights.sum(), "lm_loss": sequences}
 
-    def totals(self, model: GPT, batch: TaskBatch, key: Key[Array, ""] | None) -> tuple[Scalars, Array]:
+    def totals(self, model: GPT, batch: TaskBatch | PackedBatch, key: Key[Array, ""] | None) -> tuple[Scalars, Array]:
         """Summed losses, and the scores of the classes or candidates."""
         assert model.head is not None
         body_key, head_key = (None, None) if key is None else jax.random.split(key)
         tokens = batch.tokens.reshape(-1, batch.tokens.shape[-1])
-        hidden = model.body(tokens, body_key)
-        scores = self._scores(model.head, hidden.reshape(*batch.tokens.shape, -1), batch, head_key)
-        totals = {"task_loss": (self._losses(scores, batch.labels) * batch.example_weights).sum()}
+        if isinstance(batch, PackedBatch):
+            positions, sequences = (leaf.reshape(tokens.shape) for leaf in (batch.positions, batch.sequences))
+            hidden = model.transformer(tokens, body_key, positions=positions, sequences=sequences)
+            weights, judged = batch.target_weights, _extract_tokens(batch)
+            states = _gather_states(hidden, batch)
+        else:
+            hidden = model.body(tokens, body_key)
+            weights, judged = target_weights(batch.weights) * batch.example_weights[:, None, None], batch
+            states = hidden.reshape(*batch.tokens.shape, -1)
+        scores = self._scores(model.head, states, judged, head_key)
+        totals = {"task_loss": (self._losses(scores, judged.labels) * judged.example_weights).sum()}
 
         if "lm_loss" not in self.coefficients:  # the largest matrix product of a small model, for nothing
             return totals, scores
-        weights = (target_weights(batch.weights) * batch.example_weights[:, None, None]).reshape(tokens.shape)
         table = model.body.softmax_table(body_key)
-        totals["lm_loss"] = softmax_loss(hidden, table, jnp.roll(tokens, -1, axis=-1), weights)
+        targets = jnp.roll(tokens, -1, axis=-1)
+        totals["lm_loss"] = softmax_loss(hidden, table, targets, weights.reshape(tokens.shape))
         return totals, scores
 
     def _scores(
@@ -118,6 +130,27 @@ class TaskObjective:
         return jnp.where(batch.weights.max(-1) > 0, by_candidate[..., 0], MASKED_SCORE)
 
 
+def _extract_tokens(batch: PackedBatch) -> TaskBatch:
+    """The extract tokens alone, as the only tokens of their sequences, example by example."""
+    num_packs, pack_size, num_sequences = batch.extract.shape
+    is_sequence = batch.is_sequence.reshape(-1, num_sequences, 1)
+    return TaskBatch(
+        tokens=jnp.zeros_like(is_sequence, jnp.int32),  # nobody reads them: their states are at hand
+        weights=is_sequence,
+        extract=jnp.zeros(is_sequence.shape[:2], jnp.int32),
+        labels=batch.labels.reshape(num_packs * pack_size, *batch.labels.shape[2:]),
+        example_weights=jnp.ones(len(is_sequence)),
+    )
+
+
+def _gather_states(hidden: Float[Array, "rows T D"], batch: PackedBatch) -> Float[Array, "B C 1 D"]:
+    """The hidden states of the extract tokens, each gathered within its pack."""
+    num_packs, _, num_sequences = batch.extract.shape
+    of_pack = hidden.reshape(num_packs, -1, hidden.shape[-1])
+    states = jnp.take_along_axis(of_pack, batch.extract.reshape(num_packs, -1, 1), axis=1)
+    return states.reshape(-1, num_sequences, 1, hidden.shape[-1])
+
+
 class Evaluation(NamedTuple):
     """One batch of held-out data: summed losses, their counts, and the task's scores [B, N] if there is one."""
 
@@ -127,7 +160,7 @@ class Evaluation(NamedTuple):
 
 
 EvalStep = Callable[[Params, TextBatch | TaskBatch], Evaluation]
-TrainStep = Callable[[TrainState, TextBatch | TaskBatch], tuple[TrainState, Scalars]]
+TrainStep = Callable[[TrainState, TextBatch | TaskBatch | PackedBatch], tuple[TrainState, Scalars]]
 
 
 def make_eval_step(model_config: ModelConfig, objective: Objective) -> EvalStep:
