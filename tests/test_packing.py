@@ -13,19 +13,18 @@ from test_devices import Case, mesh_of, one_device, start
 from test_steps import CONFIG as STEP_CONFIG
 from test_steps import DROPPING, Trainer, assert_gradients_equal, random_params
 from test_train import assert_bit_equal, final_params, metrics_without_speed
-from toy import Toy, toy_sentences, write_rows
+from toy import ROOT, Toy, toy_sentences, write_rows
 
 from gpt import gin_io
-from gpt.config import ModelConfig, RunConfig, TaskConfig
+from gpt.config import DataConfig, ModelConfig, RunConfig, TaskConfig
 from gpt.data.batches import TaskExamples, finetuning_batches
 from gpt.data.packing import ROW_COUNTS, PackedBatch, first_fit, packed_batches
 from gpt.errors import ConfigError
 from gpt.model.gpt import bind
-from gpt.sharding import check_divisible, shard_batch
+from gpt.sharding import check_divisible, shard_batch, splitting_activations, state_shardings
 from gpt.training import loop, meter
-from gpt.training.loop import train
+from gpt.training.loop import load_inputs, train
 from gpt.training.population import train_population
-from gpt.training.run_dir import read_metrics
 from gpt.training.steps import TaskObjective
 
 CONFIG = dataclasses.replace(STEP_CONFIG, context_length=32)
@@ -33,8 +32,8 @@ BATCH, PACK, EPOCHS = 8, 4, 2
 TASK = TaskConfig(name="choice", classifier_dropout_rate=0.0)
 
 
-def examples(num_sequences: int, targets: str = "class", count: int = 40) -> TaskExamples:
-    """Examples of short and long texts; with three sequences, every third example lacks the last."""
+def examples(num_sequences: int, count: int = 40) -> TaskExamples:
+    """Examples of short and long texts; two are a pair with soft labels, of three every third example lacks one."""
     generator = np.random.default_rng(num_sequences)
     longest = generator.choice([7, 30], count)
     sequences = [
@@ -44,15 +43,14 @@ def examples(num_sequences: int, targets: str = "class", count: int = 40) -> Tas
         ]
         for number, most in enumerate(longest)
     ]
-    if targets == "soft_labels":
+    if num_sequences == 2:
         return TaskExamples(sequences, generator.dirichlet(np.ones(3), count).astype(np.float32))
     return TaskExamples(sequences, np.arange(count, dtype=np.int32) % 2)
 
 
 PROBLEMS: dict[str, tuple[TaskObjective, TaskExamples, int]] = {
     "classification": (TaskObjective(TASK), examples(1), 2),
-    "both orders": (TaskObjective(TASK, both_orders=True), examples(2), 2),
-    "soft labels": (TaskObjective(TASK, "soft_labels", both_orders=True), examples(2, "soft_labels"), 3),
+    "both orders": (TaskObjective(TASK, "soft_labels", both_orders=True), examples(2), 3),
     "choice": (TaskObjective(TASK), examples(3), 1),
 }
 
@@ -70,17 +68,18 @@ def params_of(problem: str) -> Any:
     return random_params(CONFIG, PROBLEMS[problem][2])
 
 
+def judge(objective: TaskObjective, params: Any, batch: Any, key: Any = None, config: ModelConfig = CONFIG) -> Any:
+    """The loss, and its parts and the scores."""
+    totals, scores = objective.totals(bind(config, params), batch, key)
+    counts = objective.counts(batch)
+    means = {name: totals[name] / counts[name] for name in totals}
+    return sum(objective.coefficients[name] * mean for name, mean in means.items()), (means, scores)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def learn(objective: TaskObjective, params: Any, batch: Any) -> Any:
-    """The loss, its parts and the scores, and the gradient."""
-
-    def loss(params: Any) -> Any:
-        totals, scores = objective.totals(bind(CONFIG, params), batch, key=None)
-        counts = objective.counts(batch)
-        means = {name: totals[name] / counts[name] for name in totals}
-        return sum(objective.coefficients[name] * mean for name, mean in means.items()), (means, scores)
-
-    return jax.value_and_grad(loss, has_aux=True)(params)
+    """What `judge` says, and the gradient."""
+    return jax.value_and_grad(lambda params: judge(objective, params, batch), has_aux=True)(params)
 
 
 # The same mathematics
@@ -126,20 +125,33 @@ def test_another_sequence_in_the_row_changes_no_score(problem: str) -> None:
         assert np.abs(after[example] - before[example]).max() > 1e-3
 
 
-def test_dropout_of_a_packed_batch_is_on_and_drawn_by_place() -> None:
-    objective, source, num_outputs = PROBLEMS["classification"]
-    trainer = Trainer(objective, config=dataclasses.replace(DROPPING, context_length=32), num_outputs=num_outputs)
-    losses = [trainer.gradient(batches(source)[0])[1]["loss"] for batches in (packed, packed, unpacked)]
-    assert losses[0] == losses[1] != losses[2]
+def test_packs_over_four_devices_have_the_losses_and_the_dropout_of_one() -> None:
+    objective, source, _ = PROBLEMS["classification"]
+    config = dataclasses.replace(DROPPING, context_length=32)
+    batch, params = packed(source, pack_size=2)[0], params_of("classification")
+
+    @jax.jit
+    def on_mesh(params: Any, batch: Any, seed: Any) -> Any:
+        return judge(objective, params, batch, jax.random.key(seed), config)
+
+    mesh = mesh_of("data=2 fsdp=2")
+    with splitting_activations(mesh):
+        placed = jax.device_put(params, state_shardings(mesh, params))
+        split = on_mesh(placed, shard_batch(mesh, batch, BATCH // 2), 1)
+    one, other = (on_mesh(params, batch, seed) for seed in (1, 2))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), split, one)
+    assert abs(one[0] - other[0]) > 1e-3
 
 
-def test_packs_over_four_devices_give_the_updates_of_one_device_with_dropout_on() -> None:
-    case = Case(dataclasses.replace(STEP_CONFIG, context_length=32, num_heads=4), is_task=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", ["data=2 fsdp=2", "fsdp=2 sequence=2", "data=2 tensor=2"])
+def test_packs_over_four_devices_give_the_updates_of_one(sizes: str) -> None:
+    case = Case(dataclasses.replace(STEP_CONFIG, context_length=32, num_heads=4), is_task=True, accumulation_steps=2)
     found = []
-    for mesh in (mesh_of("data=2 fsdp=2"), one_device()):
+    for mesh in (mesh_of(sizes), one_device()):
         state, step = start(case, mesh)
         for number in range(2):
-            batch = shard_batch(mesh, packed(PROBLEMS["choice"][1], pack_size=2)[number], BATCH // 2)
+            batch = shard_batch(mesh, packed(PROBLEMS["choice"][1], pack_size=1)[number], BATCH)
             state, metrics = step(state, batch)
             jax.block_until_ready(state)
         found.append((jax.device_get(state), metrics))
@@ -177,7 +189,7 @@ def test_a_packed_batch_has_the_examples_of_the_batch_in_their_order(num_sequenc
             for sequences in zip(other.tokens, other.weights, strict=True)
         ]
         assert sequences_of(one, num_sequences) == expected
-        np.testing.assert_array_equal(one.labels.reshape(-1), other.labels)
+        np.testing.assert_array_equal(one.labels.reshape(other.labels.shape), other.labels)
         assert one.weights.sum() == other.weights.sum()
 
 
@@ -232,3 +244,81 @@ def test_first_fit_takes_the_longest_first_and_the_first_row_with_room() -> None
     # Rows: 6 and 2, 5 and 3, 4.
     assert starts.tolist()[:2] + starts.tolist()[3:] == [6, 8, 13, 0, 16]
     assert num_rows == 3
+
+
+# Runs
+
+
+@pytest.fixture
+def config(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """Fine-tuning on texts of three to six words, 6 updates with two evaluations, dropout off."""
+    monkeypatch.setattr(meter, "measure_flops", lambda _: 1e12)
+    monkeypatch.setattr(loop, "make_mesh", lambda _: one_device())
+    for split, seed, count in (("train", 3, 19), ("validation", 4, 11)):
+        rows = [
+            {"text": " ".join(text.split()[: 3 + k % 4]), "label": int("cat" in text or "dog" in text)}
+            for k, text in enumerate(toy_sentences(seed, count))
+        ]
+        write_rows(tmp_path / "data" / f"{split}.jsonl", rows)
+    flags = [flag.removeprefix("--gin.") for flag in toy.finetune_flags(None) if flag.startswith("--gin.")]
+    dropout = [f"ModelConfig.{name}_dropout_rate=0.0" for name in ("embed", "attention", "residual")]
+    changed = [
+        "ModelConfig.context_length=32", "ModelConfig.num_layers=1", "TaskConfig.classifier_dropout_rate=0.0",
+        "RunConfig.evaluate_every_steps=3", "CheckpointConfig.save_every_steps=2", "RunConfig.output_dir=unused",
+        f"TaskConfig.data_dir={tmp_path / 'data'}",
+    ]  # fmt: skip
+    kept = [flag for flag in flags if flag.split("=")[0] not in [line.split("=")[0] for line in changed]]
+    return gin_io.load([ROOT / "configs" / "task" / "cola.gin"], [*kept, *dropout, *changed])
+
+
+def changed(config: RunConfig, directory: Path, **changes: Any) -> RunConfig:
+    return dataclasses.replace(config, output_dir=str(directory), **changes)
+
+
+def test_a_packed_run_logs_the_losses_and_scores_of_the_unpacked_and_resumes_where_it_stopped(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    plain, whole, resumed = (tmp_path / name for name in ("plain", "whole", "resumed"))
+    train(changed(config, plain))
+    train(changed(config, whole, pack_size=4))
+    assert isinstance(load_inputs(changed(config, whole, pack_size=4))[1].batches_of_seed(0)[0], PackedBatch)
+    for one, other in zip(metrics_without_speed(whole), metrics_without_speed(plain), strict=True):
+        assert one.pop("kind") == other.pop("kind")
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
+    train(changed(config, resumed, pack_size=4), until=3)
+    train(changed(config, resumed, pack_size=4))
+    assert_bit_equal(final_params(resumed), final_params(whole))
+    assert metrics_without_speed(resumed) == metrics_without_speed(whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pack_size": 0}, r"RunConfig\.pack_size = 0: must be greater than 0"),
+        ({"pack_size": 8}, r"= 8: RunConfig\.batch_size = 8 does not divide into packs of 8 examples for each of "
+         r"RunConfig\.accumulation_steps = 2 parts: the largest that does is 4"),
+        ({"pack_size": 4, "task": TaskConfig()}, "= 4 is for fine-tuning, and TaskConfig.name is not set: set it to"),
+        ({"pack_size": 4, "model": ModelConfig(num_special_tokens=3, architecture="lstm")},
+         "= 4 needs attention to keep sequences apart, and ModelConfig.architecture is 'lstm': set it to None"),
+    ],
+)  # fmt: skip
+def test_packs_that_cannot_be_are_refused(config: RunConfig, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(config, data=DataConfig(token_store="store"), **changes)
+
+
+def test_packs_that_do_not_divide_over_the_mesh_are_refused_with_the_nearest_that_works() -> None:
+    check_divisible(mesh_of("data=2 fsdp=2"), CONFIG, 32, 2, pack_size=4)
+    message = (
+        "RunConfig.batch_size = 32 in RunConfig.accumulation_steps = 2 parts of packs of RunConfig.pack_size = 8 does "
+        "not divide over the 4 devices of mesh axes data x fsdp: the nearest that works is RunConfig.batch_size = 64 "
+        "or MeshConfig.data x MeshConfig.fsdp = 2"
+    )
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        check_divisible(mesh_of("data=2 fsdp=2"), CONFIG, 32, 2, pack_size=8)
+
+
+def test_a_population_refuses_packs_before_anything_is_written(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"RunConfig\.pack_size = 4: members of a population need .* set it to None"):
+        train_population([changed(config, tmp_path / "one", pack_size=4)])
+    assert not (tmp_path / "one").exists()

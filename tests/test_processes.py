@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from toy import ROOT, Command, Run, Toy, run_python
+from toy import ROOT, Command, Run, Toy, run_python, train_to
 
 from gpt import gin_io
 from gpt.cli.start import run_guarded
@@ -339,6 +339,18 @@ def test_two_processes_fine_tune_from_a_run_of_one_as_one_does(
     command = launch("train.py", *toy.finetune_flags(pretrained.path), f"--gin.RunConfig.output_dir={tmp_path / 'run'}")
     assert command.code == 0, command.err
     one, two = read_values(finetuned.path), read_values(tmp_path / "run")
+    for name in ("loss", "task_loss", "lm_loss", "matthews"):
+        values = [[line[name] for line in lines if name in line] for lines in (two, one)]
+        np.testing.assert_allclose(*values, rtol=0, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_on_packed_examples_as_one_does(toy: Toy, tmp_path: Path) -> None:
+    flags = (*toy.finetune_flags(None), "--gin.RunConfig.pack_size=2", "--gin.RunConfig.max_steps=4")
+    alone = train_to(tmp_path / "alone", flags)
+    command = launch("train.py", *flags, f"--gin.RunConfig.output_dir={tmp_path / 'together'}")
+    assert command.code == 0, command.err
+    one, two = read_values(alone.path), read_values(tmp_path / "together")
     for name in ("loss", "task_loss", "lm_loss", "matthews"):
         values = [[line[name] for line in lines if name in line] for lines in (two, one)]
         np.testing.assert_allclose(*values, rtol=0, atol=1e-4, err_msg=name)
