@@ -12,6 +12,7 @@ from benchmarks.compare import Turn
 from benchmarks.lengths import draw_examples
 from gpt.config import MeshConfig, ModelConfig, OptimizerConfig, TaskConfig
 from gpt.data.batches import TaskExamples, TextBatch, finetuning_batches
+from gpt.data.packing import packed_batches
 from gpt.evaluation.token_scores import token_log_probs
 from gpt.generation.settings import Decoding
 from gpt.generation.texts import continue_texts
@@ -39,19 +40,23 @@ def training(batch: int, length: int, model: Mapping[str, Any]) -> Turn:
     return turn
 
 
-def finetuning(task: str, examples: int, batch: int, model: Mapping[str, Any]) -> Turn:
-    """An epoch over some examples as `train.py` batches them, no auxiliary loss; seconds of all."""
+def finetuning(task: str, examples: int, batch: int, model: Mapping[str, Any], packed: bool = False) -> Turn:
+    """An epoch over some examples as `train.py` batches them, no auxiliary loss; seconds of all.
+
+    Each has a row of its own, or if `packed` all of a batch share rows, as with RunConfig.pack_size = batch.
+    """
     config, mesh = ModelConfig(num_special_tokens=3, **model), one_device()
     state, step = start(config, TaskObjective(TaskConfig(name=task, lm_coef=0.0)), 2)
     sequences = [[ids] for ids in draw_examples(task, examples, config.vocab_size)]
     labels = np.arange(examples, dtype=np.int32) % 2
-    batches = finetuning_batches(TaskExamples(sequences, labels), config.context_length, batch, 1, seed=0)
+    source = (TaskExamples(sequences, labels), config.context_length, batch, 1)
+    batches = packed_batches(*source, seed=0, pack_size=batch) if packed else finetuning_batches(*source, seed=0)
 
     def turn() -> dict[str, float]:
         nonlocal state
         began = time.perf_counter()
         for number in range(len(batches)):
-            state, metrics = step(state, shard_batch(mesh, batches[number], batch))
+            state, metrics = step(state, shard_batch(mesh, batches[number], 1 if packed else batch))
             jax.block_until_ready(metrics)
         return {"seconds": time.perf_counter() - began}
 

@@ -7,11 +7,13 @@
 scoring      log-probability of every token of 16 sequences of 128
 generation   the likeliest 128 tokens after 32, batch 1 and 8; the peer has no cache
 finetuning   an epoch over examples as long as those of CoLA, SST-2 and RTE, no auxiliary loss; ours in length
-             buckets, the peer's in random batches, each padded to its longest example
+             buckets, the peer's in random batches, each padded to its longest example; `--packed` adds ours with
+             the examples of a batch packed (RunConfig.pack_size)
 """
 
 import argparse
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from benchmarks.compare import Side, alternate, report
@@ -21,15 +23,26 @@ FINETUNING = {"cola": (128, 32), "sst2": (128, 32), "rte": (24, 8)}
 
 
 def measure(
-    work: str, case: Mapping[str, Any], count: int, per: str, turns: int, model: Mapping[str, Any], warm_up: bool = True
+    work: str,
+    case: Mapping[str, Any],
+    count: int,
+    per: str,
+    turns: int,
+    model: Mapping[str, Any],
+    warm_up: bool = True,
+    packed: bool = False,
 ) -> None:
     """Prints the line of one case: `count` things a turn."""
     case_with_model = {**case, "model": model}
-    with (
-        Side(f"benchmarks.ours.{work}", case_with_model) as ours,
-        Side(f"benchmarks.huggingface.{work}", case_with_model) as peer,
-    ):
-        medians = alternate({"ours": ours.turn, "eager": peer.turn}, turns, warm_up=warm_up)
+    sides = {"ours": ("ours", {}), "eager": ("huggingface", {})}
+    if packed:
+        sides["packed"] = ("ours", {"packed": True})
+    with ExitStack() as stack:
+        turn_of = {
+            name: stack.enter_context(Side(f"benchmarks.{module}.{work}", {**case_with_model, **options})).turn
+            for name, (module, options) in sides.items()
+        }
+        medians = alternate(turn_of, turns, warm_up=warm_up)
     for side in medians.values():
         side[f"{per}_per_second"] = count / side["seconds"]
     report(work, case, medians)
@@ -40,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     work = ("scoring", "generation", "finetuning")
     parser.add_argument("work", nargs="*", default=work, help="default all", metavar="WORK")
+    parser.add_argument("--packed", action="store_true", help="of fine-tuning: ours with packed examples as well")
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="default 3; of generation 1")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="of generation; default 1 8")
     parser.add_argument("--new", type=int, default=128, metavar="N", help="tokens to generate; default 128")
@@ -55,7 +69,7 @@ def main() -> None:
     if "finetuning" in args.work:
         for task, (examples, batch) in FINETUNING.items():
             case = {"task": task, "examples": examples, "batch": batch}
-            measure("finetuning", case, examples, "examples", args.turns, {}, warm_up=False)
+            measure("finetuning", case, examples, "examples", args.turns, {}, False, args.packed)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,12 @@ def test_our_side_measures_every_turn(work: str) -> None:
     assert turn()["seconds"] > 0
 
 
+@pytest.mark.slow
+def test_our_side_packs_the_examples_of_a_batch_when_asked() -> None:
+    turn = ours.finetuning(**CASES["finetuning"], model=MODEL, packed=True)
+    assert turn()["seconds"] > 0
+
+
 def require_peer() -> None:
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:

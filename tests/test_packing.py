@@ -147,15 +147,21 @@ def test_packs_over_four_devices_have_the_losses_and_the_dropout_of_one() -> Non
 @pytest.mark.parametrize("sizes", ["data=2 fsdp=2", "fsdp=2 sequence=2", "data=2 tensor=2"])
 def test_packs_over_four_devices_give_the_updates_of_one(sizes: str) -> None:
     case = Case(dataclasses.replace(STEP_CONFIG, context_length=32, num_heads=4), is_task=True, accumulation_steps=2)
-    found = []
-    for mesh in (mesh_of(sizes), one_device()):
+    batches = [packed(PROBLEMS["choice"][1], pack_size=1)[number] for number in range(2)]
+
+    def states_on(mesh: Any) -> list[Any]:
         state, step = start(case, mesh)
-        for number in range(2):
-            batch = shard_batch(mesh, packed(PROBLEMS["choice"][1], pack_size=1)[number], BATCH)
-            state, metrics = step(state, batch)
-            jax.block_until_ready(state)
-        found.append((jax.device_get(state), metrics))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *found)
+        states = []
+        for batch in batches:
+            state, metrics = step(state, shard_batch(mesh, batch, BATCH))
+            states.append(jax.device_get((state, metrics)))
+        return states
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        states_on(mesh_of(sizes)),
+        states_on(one_device()),
+    )
 
 
 # The layout

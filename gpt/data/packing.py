@@ -66,7 +66,7 @@ def _pack(
         own = [len(ids) for ids in examples.sequences[example]]
         lengths[place][: len(own)] = own
     starts, shape = _lay_out(lengths, context_length)
-    in_rows, in_examples = (len(packs), math.prod(shape)), (len(packs), *lengths.shape[1:])
+    in_rows, in_examples = (len(packs), *shape), (len(packs), *lengths.shape[1:])
     batch = PackedBatch(
         tokens=np.zeros(in_rows, np.int32),
         sequences=np.zeros(in_rows, np.int32),
@@ -79,13 +79,15 @@ def _pack(
     for place, pack in enumerate(packs):
         for example, candidate in np.argwhere(lengths[pack] > 0):
             ids, start = examples.sequences[groups[pack, example]][candidate], starts[pack, example, candidate]
-            end = start + len(ids)
-            batch.tokens[place, start:end] = ids
-            batch.sequences[place, start:end] = 1 + example * num_sequences + candidate
-            batch.positions[place, start:end] = np.arange(len(ids))
-            batch.target_weights[place, start : end - 1] = 1 / max(len(ids) - 1, 1)
-            batch.extract[place, example, candidate] = end - 1
-    return PackedBatch(*(leaf.reshape(-1, *shape) for leaf in batch[:4]), *batch[4:])
+            batch.extract[place, example, candidate] = start + len(ids) - 1
+            row, first = divmod(start, shape[1])
+            last = first + len(ids) - 1
+            batch.tokens[place, row, first : last + 1] = ids
+            batch.sequences[place, row, first : last + 1] = 1 + example * num_sequences + candidate
+            batch.positions[place, row, first : last + 1] = np.arange(len(ids))
+            # What follows the last token is another sequence.
+            batch.target_weights[place, row, first:last] = 1 / max(len(ids) - 1, 1)
+    return batch
 
 
 def _lay_out(lengths: np.ndarray, context_length: int) -> tuple[np.ndarray, tuple[int, int]]:
