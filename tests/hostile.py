@@ -24,8 +24,8 @@ from starlette.exceptions import HTTPException
 
 from gpt import gin_io
 from gpt.config import ModelConfig, RunConfig, TaskConfig, TokenizerConfig
+from gpt.data.archive import pack, unpack
 from gpt.data.assemble import Recipe
-from gpt.data.packed import pack, unpack
 from gpt.data.parts import EncodedPart
 from gpt.data.place import Place
 from gpt.data.rows import read_rows

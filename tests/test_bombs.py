@@ -16,7 +16,7 @@ from foreign import Global, Storage, pickle_of, write_config, write_torch_zip
 from hostile import CONFIG, READERS
 
 from gpt import gin_io, reading
-from gpt.data.coding import frame_of
+from gpt.data.archive_format import frame_of
 from gpt.data.rows import read_rows
 from gpt.data.store import TokenStore
 from gpt.errors import ConfigError, DataError

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpt.data.packed import pack, unpack
+    from gpt.data.archive import pack, unpack
 
     def report(line: str) -> None:
         print(f"pack: {line}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`gpt pack`: a token store in one file, and back. `gpt.data.coding` says what the file is."""
+"""`gpt pack`: a token store in one file, and back. `gpt.data.archive_format` says what the file is."""
 
 import contextlib
 import dataclasses
@@ -13,8 +13,8 @@ from typing import IO
 
 import numpy as np
 
-from gpt.data import coding
-from gpt.data.coding import Coding, Damaged, blocks, exactly, frame_of, read_frame
+from gpt.data import archive_format
+from gpt.data.archive_format import Coding, Damaged, blocks, exactly, frame_of, read_frame
 from gpt.data.sources import TRAIN
 from gpt.data.store import INDEX_NAME, SplitIndex, StoreIndex, Tokens, TokenStore, token_dtype
 from gpt.errors import ConfigError, DataError
@@ -112,9 +112,9 @@ def _write(file: IO[bytes], store: TokenStore, max_mib: float | None, report: Re
     done, total = 0, _bytes_of(index)
     for name in _order(index):
         tokens, frames = store.split(name), []
-        for start in range(0, len(tokens), coding.FRAME_TOKENS):
+        for start in range(0, len(tokens), archive_format.FRAME_TOKENS):
             frames.append((start, file.tell()))
-            part = tokens[start : start + coding.FRAME_TOKENS]
+            part = tokens[start : start + archive_format.FRAME_TOKENS]
             file.write(frame_of(codes.encode(part)))
             done += part.nbytes
             report(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB packed to {file.tell() / 1e6:.1f} MB")
@@ -142,7 +142,7 @@ def _cut(
             "end, because line breaks have the same id (the original route); pack all of it, or prepare fewer files"
         )
     for start, offset in reversed(frames):
-        part = tokens[start : start + coding.FRAME_TOKENS]
+        part = tokens[start : start + archive_format.FRAME_TOKENS]
         ends = np.flatnonzero(part == index.separator_id) + 1
         kept, frame = _fitting(part, ends, int(max_mib * (1 << 20)) - offset, codes)
         if kept:
@@ -205,14 +205,14 @@ def _read(file: IO[bytes], directory: Path, report: Report) -> StoreIndex:
     for name in _order(index):
         split, digest = index.splits[name], hashlib.sha256()
         with (directory / split.file).open("wb") as output:
-            for start in range(0, split.tokens, coding.FRAME_TOKENS):
-                left = min(coding.FRAME_TOKENS, split.tokens - start) * dtype.itemsize
+            for start in range(0, split.tokens, archive_format.FRAME_TOKENS):
+                left = min(archive_format.FRAME_TOKENS, split.tokens - start) * dtype.itemsize
                 for block in codes.decode(read_frame(file, left, 1)):
                     digest.update(block.tobytes())
                     left -= output.write(block.tobytes())
                 if left:
                     raise Damaged(f"a frame of {name!r} holds another number of tokens than its index says")
-                done += min(coding.FRAME_TOKENS, split.tokens - start) * dtype.itemsize
+                done += min(archive_format.FRAME_TOKENS, split.tokens - start) * dtype.itemsize
                 report(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB unpacked")
             sync(output)
         if digest.hexdigest() != split.sha256:

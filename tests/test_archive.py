@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from toy import Command
 
-from gpt.data import coding, packed
-from gpt.data.coding import Coding, Damaged
-from gpt.data.packed import pack, unpack
+from gpt.data import archive, archive_format
+from gpt.data.archive import pack, unpack
+from gpt.data.archive_format import Coding, Damaged
 from gpt.data.store import SplitIndex, StoreIndex, TokenStore, token_dtype
 from gpt.errors import ConfigError, DataError
 
@@ -21,8 +21,8 @@ LINES: list[str] = []
 @pytest.fixture(autouse=True)
 def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     LINES.clear()
-    monkeypatch.setattr(coding, "FRAME_TOKENS", 1000)
-    monkeypatch.setattr(coding, "_BLOCK", 333)
+    monkeypatch.setattr(archive_format, "FRAME_TOKENS", 1000)
+    monkeypatch.setattr(archive_format, "_BLOCK", 333)
 
 
 def write_store(directory: Path, documents: dict[str, list[int]], vocab_size: int = 40_478) -> Path:
@@ -183,7 +183,7 @@ def test_a_store_for_which_the_disk_has_no_room_is_not_begun(
 
 
 def test_what_would_be_refused_is_not_packed(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "MAX_RATIO", 1)
+    monkeypatch.setattr(archive, "MAX_RATIO", 1)
     with pytest.raises(DataError, match="packs to less than 1/1, which `gpt pack --unpack` would refuse"):
         pack(str(store), str(tmp_path / "file"), LINES.append)
     assert not (tmp_path / "file").exists()
