@@ -2,6 +2,7 @@
 
     python -m benchmarks.training_step                        # three shapes, float32, dropout on
     python -m benchmarks.training_step --shapes 4x128 --peers eager compiled
+    python -m benchmarks.training_step --shapes 2x512 --peers eager --remat dots    # ours saves memory
 
 Both sides: forward, backward, clipping by global norm 1, an AdamW with decay, dropout 0.1 wherever the model has it.
 Ours is the compiled update of `train.py`. Peers:
@@ -54,7 +55,7 @@ def measure(shape: str, peers: Sequence[str], turns: int, model: Mapping[str, An
     for side in medians.values():
         side["tokens_per_second"] = batch * length / side["seconds"]
         side["mfu_measured"] = side["tokens_per_second"] * flops / product
-    report("training_step", {"batch": batch, "length": length}, medians)
+    report("training_step", {"batch": batch, "length": length, **model}, medians)
 
 
 def main() -> None:
@@ -62,10 +63,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="BxT", help="batch x length")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS, help="default all")
+    parser.add_argument("--remat", choices=("none", "dots", "full"), help="ModelConfig.remat of ours")
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="default 3")
     args = parser.parse_args()
     for shape in args.shapes:
-        measure(shape, args.peers, args.turns, {})
+        measure(shape, args.peers, args.turns, {"remat": args.remat} if args.remat else {})
 
 
 if __name__ == "__main__":
