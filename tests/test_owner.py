@@ -54,6 +54,14 @@ def test_the_lock_of_a_killed_process_is_stale_at_once(tmp_path: Path) -> None:
         pass
 
 
+def test_the_lock_of_an_earlier_process_of_the_same_number_is_stale_at_once(tmp_path: Path) -> None:
+    held = claim(tmp_path / ".owners")
+    assert held is not None
+    held.attempt.path.write_text(held.attempt._replace(process_start="1").text())
+    with owned(tmp_path):
+        pass
+
+
 def test_a_lock_of_another_machine_is_waited_for_and_taken_over_without_a_sign_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
