@@ -198,7 +198,7 @@ def state_shardings(mesh: Mesh | AbstractMesh, state: Any) -> Any:
         names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
         root = next((i for i, name in enumerate(names) if name in ("transformer", "lstm", "head")), None)
         axes = () if root is None else logical_axes("/".join(names[root:]))
-        return NamedSharding(mesh, _partition(axes))
+        return NamedSharding(mesh, partition(axes))
 
     return jax.tree.map_with_path(leaf_sharding, state)
 
@@ -222,7 +222,7 @@ def constrain(x: Array, *axes: str | None) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if not _is_split(mesh):
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _partition(axes)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes)))
 
 
 def num_parts(*axes: str, mesh: Mesh | AbstractMesh | None = None) -> int:
@@ -272,7 +272,7 @@ def shard_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How every array of a batch is split."""
-    return NamedSharding(mesh, _partition(("batch",)))
+    return NamedSharding(mesh, partition(("batch",)))
 
 
 def check_population(mesh: Mesh) -> None:
@@ -287,12 +287,12 @@ def check_population(mesh: Mesh) -> None:
 
 def shard_population(mesh: Mesh, tree: Any) -> Any:
     """The tree on the devices, its leading axis, one entry a member, split over all of them."""
-    return jax.device_put(tree, NamedSharding(mesh, _partition(("population",))))
+    return jax.device_put(tree, NamedSharding(mesh, partition(("population",))))
 
 
 def map_population(mesh: Mesh, function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
     """`jax.vmap(function, in_axes)`, each device on its own members and with no word between devices."""
-    members = _partition(("population",))
+    members = partition(("population",))
     specs = tuple(PartitionSpec() if axis is None else members for axis in in_axes)
     mapped = jax.vmap(function, in_axes)
     # Nothing is reduced over devices, so there is nothing for the check of replication to find.
@@ -312,5 +312,6 @@ def member_of(population: Any, index: int) -> Any:
     return jax.tree.map(take, population)
 
 
-def _partition(axes: tuple[str | None, ...]) -> PartitionSpec:
+def partition(axes: tuple[str | None, ...]) -> PartitionSpec:
+    """The mesh axes that split an array along its logical axes."""
     return PartitionSpec(*(MESH_AXES_OF[axis] or None if axis else None for axis in axes))

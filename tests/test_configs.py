@@ -109,7 +109,7 @@ def test_gpt1_is_the_default_and_sets_every_number_of_the_architecture() -> None
     left_open = {field for field in vars(ModelConfig()) if f"ModelConfig.{field} =" not in text}
     quirks = {"embedding_table_dropout", "softmax_over_positions"}
     lstm = {"architecture", "lstm_dim"}
-    assert left_open == {"num_special_tokens", "compute_dtype", "scan_layers", "remat"} | quirks | lstm
+    assert left_open == {"num_special_tokens", "compute_dtype", "scan_layers", "remat", "attention"} | quirks | lstm
 
 
 def test_a_model_file_leaves_the_special_tokens_to_the_run() -> None:

@@ -9,7 +9,7 @@ _LSTM_ONLY = frozenset({"lstm_dim"})
 _TRANSFORMER_ONLY = frozenset(
     {
         "num_layers", "num_heads", "mlp_dim", "activation", "attention_dropout_rate", "embedding_table_dropout",
-        "softmax_over_positions", "layer_norm_epsilon", "scan_layers",
+        "softmax_over_positions", "layer_norm_epsilon", "scan_layers", "attention",
     }
 )  # fmt: skip
 _FIXED_BY_WEIGHTS = (
@@ -63,6 +63,11 @@ class ModelConfig:
         "all of a layer",
     )
 
+    attention: Literal["plain", "xla", "cudnn", "splash"] = setting(
+        "plain",
+        "plain, the only one with dropout; without it the kernel of XLA, cuDNN (NVIDIA GPU, bfloat16) or Splash (TPU)",
+    )
+
     def __post_init__(self) -> None:
         require_positive(
             self, "vocab_size", "context_length", "num_layers", "num_heads", "embed_dim", "mlp_dim",
@@ -87,6 +92,28 @@ class ModelConfig:
                     f"ModelConfig.{name} = True is for the transformer alone, and ModelConfig.architecture is 'lstm': "
                     f"set ModelConfig.{name} = False",
                 )
+
+        if "attention" not in self.absent:
+            self._check_attention()
+
+    def _check_attention(self) -> None:
+        name = f"ModelConfig.attention = {self.attention!r}"
+        require(
+            self.attention == "plain" or self.attention_dropout_rate == 0,
+            f"{name} with ModelConfig.attention_dropout_rate = {self.attention_dropout_rate}: none of the fused "
+            "kernels has dropout: set ModelConfig.attention_dropout_rate = 0, or ModelConfig.attention = 'plain'",
+        )
+        if self.attention == "cudnn":
+            require(
+                self.compute_dtype == "bfloat16",
+                f"{name} with ModelConfig.compute_dtype = {self.compute_dtype!r}: cuDNN's kernel computes in bfloat16: "
+                "set ModelConfig.compute_dtype = 'bfloat16', or ModelConfig.attention = 'plain' or 'xla'",
+            )
+            require(
+                self.head_dim % 8 == 0 and self.head_dim <= 128,
+                f"{name} with {self.head_dim} channels a head, ModelConfig.embed_dim / ModelConfig.num_heads: cuDNN's "
+                "kernel takes a multiple of 8 up to 128: change one of them, or set ModelConfig.attention = 'plain'",
+            )
 
     @property
     def absent(self) -> frozenset[str]:

@@ -10,6 +10,7 @@ from gpt import gin_io
 from gpt.config import TokenizerConfig
 from gpt.errors import DataError
 from gpt.files import write_atomically
+from gpt.model.attention import check_attention
 from gpt.sharding import check_divisible, make_mesh
 from gpt.training.checkpoint import find_checkpoint, load_params
 from gpt.training.evaluate import join_scores, judge
@@ -37,6 +38,7 @@ def score_run(
     meet()  # What one process lacks ends all: the devices of one wait for those of the others.
     mesh = make_mesh(config.mesh)
     check_divisible(mesh, config.model, config.batch_size, 1)
+    check_attention(mesh, config.model)
     params = load_params(checkpoint, mesh)
     head = params["head"]["bias"].shape[0] if "head" in params else None
     if problem.task is not None and head != problem.num_outputs:

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gpt.config import ModelConfig
+from gpt.model.attention import Visible, find_visible, fused_attention
 from gpt.model.dropout import dropout
 from gpt.model.layers import rematerialise, tied_logits
 from gpt.sharding import constrain
@@ -61,11 +62,13 @@ class Attention(nnx.Module):
         self.out = _linear(config, config.embed_dim, config.embed_dim, rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], visible: Bool[Array, "#B 1 T T"], key: Key[Array, ""] | None
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T T"]]:
-        """What each position gathers from those that are visible to it, and in which proportions."""
+        self, x: Float[Array, "B T D"], visible: Visible, key: Key[Array, ""] | None, keep: bool = False
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T T"] | None]:
+        """What each position gathers from those that are visible to it; in which proportions, at least if `keep`."""
         q, k, v = self.project(x)
-        return self.attend(q, k, v, visible, key)
+        if self.config.attention == "plain" or keep:
+            return self.attend(q, k, v, visible.mask, key)
+        return self._mix(fused_attention(self.config, q, k, v, visible)), None
 
     def project(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T H K"]]:
         """Queries, keys and values."""
@@ -93,8 +96,10 @@ class Attention(nnx.Module):
         probabilities = jax.nn.softmax(jnp.where(visible, scores, MASKED_SCORE)).astype(q.dtype)
         probabilities = dropout(probabilities, self.config.attention_dropout_rate, key)
 
-        gathered = jnp.einsum("bhqs,bshk->bqhk", probabilities, v).reshape(*q.shape[:2], -1)
-        return self.out(constrain(gathered, "batch", "length", "heads")), probabilities
+        return self._mix(jnp.einsum("bhqs,bshk->bqhk", probabilities, v)), probabilities
+
+    def _mix(self, gathered: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:
+        return self.out(constrain(gathered.reshape(*gathered.shape[:2], -1), "batch", "length", "heads"))
 
 
 class MLP(nnx.Module):
@@ -121,11 +126,11 @@ class Block(nnx.Module):
         self.mlp_norm = _layer_norm(config, rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], visible: Bool[Array, "#B 1 T T"], key: Key[Array, ""] | None
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T T"]]:
-        """The residual stream after this layer, and the layer's attention probabilities."""
+        self, x: Float[Array, "B T D"], visible: Visible, key: Key[Array, ""] | None, keep: bool = False
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T T"] | None]:
+        """The residual stream after this layer, and the layer's attention probabilities, at least if `keep`."""
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
-        gathered, probabilities = self.attention(x, visible, keys[0])
+        gathered, probabilities = self.attention(x, visible, keys[0], keep)
         return self.add(x, gathered, keys[1], keys[2]), probabilities
 
     def add(
@@ -174,7 +179,7 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Hidden states of the last block."""
         x, keys = self._embed(inputs, key, mask, positions, segments)
-        return self._apply_blocks(x, _visible(x.shape[1], mask, sequences), keys)[0]
+        return self._apply_blocks(x, find_visible(x.shape[1], mask, sequences), keys)[0]
 
     def activations(
         self,
@@ -188,7 +193,7 @@ class Transformer(nnx.Module):
     ) -> Activations:
         """Hidden states of every depth, and all attention probabilities."""
         x, keys = self._embed(inputs, key, mask, positions, segments)
-        _, (hidden, attentions) = self._apply_blocks(x, _visible(x.shape[1], mask, sequences), keys, keep=True)
+        _, (hidden, attentions) = self._apply_blocks(x, find_visible(x.shape[1], mask, sequences), keys, keep=True)
         return Activations(jnp.concatenate([x[None], hidden]), attentions)
 
     def logits(self, hidden: Float[Array, "B T D"], key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
@@ -243,14 +248,14 @@ class Transformer(nnx.Module):
         return constrain(x, *STREAM), block_keys
 
     def _apply_blocks(
-        self, x: Float[Array, "B T D"], visible, keys: Key[Array, "L"] | None, keep: bool = False
+        self, x: Float[Array, "B T D"], visible: Visible, keys: Key[Array, "L"] | None, keep: bool = False
     ) -> tuple[Float[Array, "B T D"], Any]:
         """The output of the last block, and what each block gave if `keep`, stacked."""
         graph, stacked = nnx.split(self.blocks)
 
         def apply_block(x, layer):
             params, key = layer
-            x, probabilities = nnx.merge(graph, params)(x, visible, key)
+            x, probabilities = nnx.merge(graph, params)(x, visible, key, keep)
             x = constrain(x, *STREAM)
             return x, (x, probabilities) if keep else None
 
@@ -273,18 +278,6 @@ def _pass_keys(config: ModelConfig, key: Key[Array, ""] | None) -> tuple[Key[Arr
         return None, None
     embed_key, *block_keys = jax.random.split(key, 1 + config.num_layers)
     return embed_key, jnp.stack(block_keys)
-
-
-def _visible(
-    length: int, mask: Bool[Array, "B T"] | None, sequences: Int[Array, "B T"] | None
-) -> Bool[Array, "#B 1 T T"]:
-    """Which positions (last axis) each may attend to: itself and those before it in its sequence, without padding."""
-    visible = jnp.tril(jnp.ones((1, 1, length, length), bool))
-    if mask is not None:
-        visible &= mask[:, None, None, :]
-    if sequences is not None:
-        visible &= sequences[:, None, :, None] == sequences[:, None, None, :]
-    return visible
 
 
 def _stack_blocks(config: ModelConfig, rngs: nnx.Rngs) -> Block:

@@ -108,6 +108,11 @@ def make_plan(config: RunConfig, topology: Topology, *, estimate: bool = False) 
     estimate = estimate or not topology.can_compile
     if config.model.compute_dtype not in topology.chip.peak_flops:
         raise ConfigError(f"ModelConfig.compute_dtype = {config.model.compute_dtype!r}: {topology.chip.name} has none")
+    if config.model.attention in ("cudnn", "splash"):
+        raise ConfigError(
+            f"ModelConfig.attention = {config.model.attention!r}: plans know no fused kernels, only attention that "
+            "keeps its scores: set ModelConfig.attention = 'plain', for an upper bound of what the run needs"
+        )
     mesh = make_mesh(config.mesh, devices(topology))
     check_divisible(mesh, config.model, config.batch_size, config.accumulation_steps, config.pack_size)
     workload = find_workload(config)

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from gpt.config import RunConfig
 from gpt.errors import ConfigError, Preempted
 from gpt.gin_io import differences
+from gpt.model.attention import check_attention
 from gpt.model.gpt import Params
 from gpt.sharding import check_divisible, local_rows, make_mesh, shard_batch
 from gpt.text.tokenizer import Tokenizer
@@ -53,6 +54,7 @@ def train(config: RunConfig, profile_steps: ProfileSteps | None = None, *, until
     meet()  # What one process lacks ends all: the devices of one wait for those of the others.
     mesh = make_mesh(config.mesh)
     check_divisible(mesh, config.model, config.batch_size, config.accumulation_steps, config.pack_size)
+    check_attention(mesh, config.model)
     if profile_steps is not None:
         profile_steps.require_within(1, problem.num_steps)
 

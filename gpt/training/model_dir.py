@@ -149,7 +149,9 @@ def _read_run(run_dir: Path, tokenizer: Tokenizer | None) -> Model:
     if "head" in params:
         head = (read_result(run_dir) or {}).get("head") or _head_of(config.task.name)
     notes = not_finite(flatten(params), str(checkpoint))
-    return Model(config.model, params, tokenizer, head, config.task.classifier_dropout_rate, notes)
+    # This machine may lack the kernel that the weights were trained with.
+    model = dataclasses.replace(config.model, attention="plain")
+    return Model(model, params, tokenizer, head, config.task.classifier_dropout_rate, notes)
 
 
 def _head_of(task_name: str | None) -> Head:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from gpt.config import MeshConfig, RunConfig
 from gpt.data.batches import TaskBatch, TextBatch
 from gpt.errors import ConfigError, DataError, Preempted
+from gpt.model.attention import check_attention
 from gpt.model.gpt import Params
 from gpt.sharding import check_population, make_mesh, map_population, shard_population
 from gpt.training.evaluate import join_scores, judge_results
@@ -86,6 +87,7 @@ def train_population(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     tokenizer, problem = load_inputs(config)
     mesh = make_mesh(config.mesh)
     check_population(mesh)
+    check_attention(mesh, config.model)
 
     run_dirs = [open_run(member, tokenizer) for member in configs]
     results = [read_result(run_dir) for run_dir in run_dirs]
