@@ -22,7 +22,8 @@ from faults import Job, end, lines_of, make_inputs, start, wait, weights_of
 from gpt.training.checkpoint_dir import saved_steps
 
 _KEPT_EVERY = 500
-_WARM_SECONDS = 60.0
+_WARM_SECONDS = 600.0
+"""After which memory is fitted: until then a forked process makes pages its own that it shared."""
 
 
 def watch(child: int, until: float, samples: list[tuple[float, float, int]]) -> int | None:
