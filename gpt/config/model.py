@@ -62,7 +62,6 @@ class ModelConfig:
         "what backward computes again instead of keeping: nothing; all of a layer but matrix products with weights; "
         "all of a layer",
     )
-
     attention: Literal["plain", "xla", "cudnn", "splash"] = setting(
         "plain",
         "plain, the only one with dropout; without it the kernel of XLA, cuDNN (NVIDIA GPU, bfloat16) or Splash (TPU)",
@@ -92,7 +91,6 @@ class ModelConfig:
                     f"ModelConfig.{name} = True is for the transformer alone, and ModelConfig.architecture is 'lstm': "
                     f"set ModelConfig.{name} = False",
                 )
-
         if "attention" not in self.absent:
             self._check_attention()
 

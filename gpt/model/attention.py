@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
@@ -66,6 +65,9 @@ def _dot_product(implementation, q, k, v, visible: Visible) -> Float[Array, "B T
 
 
 def _splash(q, k, v, visible: Visible) -> Float[Array, "B T H K"]:
+    # Experimental, and many modules: nobody who does not ask for it should load it.
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
     _, length, num_heads, head_dim = q.shape
     # The kernel takes whole blocks; what is added comes last, where no token sees it.
     padding = (0, -length % _SPLASH_BLOCK)
