@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import shutil
 import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -25,6 +26,18 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A new directory under a temporary name, which becomes `path` once all in it is written; or there is neither."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

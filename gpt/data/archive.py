@@ -18,7 +18,7 @@ from gpt.data.archive_format import Coding, Damaged, blocks, exactly, frame_of, 
 from gpt.data.sources import TRAIN
 from gpt.data.store import INDEX_NAME, SplitIndex, StoreIndex, Tokens, TokenStore, token_dtype
 from gpt.errors import ConfigError, DataError
-from gpt.files import is_url, replacing, sync
+from gpt.files import appearing, is_url, replacing, sync
 from gpt.reading import require_file
 
 MAX_RATIO = 1000
@@ -92,15 +92,10 @@ def unpack(source: str, target: str, report: Report) -> Packed:
         except OSError as error:
             raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
         stack.enter_context(_writing(path))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.mkdir()
         try:
-            index = _read(file, temporary, report)
-            temporary.rename(path)
+            index = _read(file, stack.enter_context(appearing(path)), report)
         except Damaged as error:
             raise DataError(f"{source}: is no whole packed token store: {error}; copy or pack it again") from None
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return Packed(index, file.tell(), time.perf_counter() - started)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +11,7 @@ import numpy as np
 from gpt import gin_io
 from gpt.config import MeshConfig, RunConfig, TaskConfig, TokenizerConfig
 from gpt.errors import DataError
+from gpt.files import appearing
 from gpt.interop.huggingface import is_huggingface, read_huggingface, write_huggingface
 from gpt.interop.openai import is_openai, read_openai, write_openai
 from gpt.interop.weights import Head, Model, flatten, not_finite
@@ -93,20 +93,14 @@ def convert(model: Model, target: Path, model_format: Format) -> tuple[str, ...]
         raise DataError("ModelConfig.architecture = 'lstm': only runs have a place for an LSTM; convert it --to run")
     if os.path.lexists(target):
         raise DataError(f"{str(target)!r} exists already, and nothing is overwritten: choose another target")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
-        if model_format == "run":
-            notes = _write_run(model, temporary, target)
-        else:
+        with appearing(target) as temporary:
+            if model_format == "run":
+                return _write_run(model, temporary, target)
             write = write_openai if model_format == "openai" else write_huggingface
-            notes = write(model, temporary)
-        temporary.rename(target)
+            return write(model, temporary)
     except OSError as error:
         raise DataError(f"{str(target)!r} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return notes
 
 
 def without_head(model: Model) -> Model:
