@@ -108,9 +108,9 @@ def _write(file: IO[bytes], store: TokenStore, max_mib: float | None, report: Re
     for name in _order(index):
         tokens, frames = store.split(name), []
         for start in range(0, len(tokens), archive_format.FRAME_TOKENS):
-            frames.append((start, file.tell()))
+            offset = file.tell()
             part = tokens[start : start + archive_format.FRAME_TOKENS]
-            file.write(frame_of(codes.encode(part)))
+            frames.append((start, offset, file.write(frame_of(codes.encode(part)))))
             done += part.nbytes
             report(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB packed to {file.tell() / 1e6:.1f} MB")
             if max_mib is not None and file.tell() > max_mib * (1 << 20):
@@ -124,9 +124,12 @@ def _write(file: IO[bytes], store: TokenStore, max_mib: float | None, report: Re
 
 
 def _cut(
-    file: IO[bytes], store: TokenStore, name: str, frames: list[tuple[int, int]], max_mib: float, codes: Coding
+    file: IO[bytes], store: TokenStore, name: str, frames: list[tuple[int, int, int]], max_mib: float, codes: Coding
 ) -> StoreIndex:
-    """Shortens the train split in the file to the documents for which there is room; the index of what is left."""
+    """Shortens the train split in the file to the documents for which there is room; the index of what is left.
+
+    Of each of its `frames`: the first token, and where it lies in the file, and how long it is.
+    """
     index, tokens = store.index, store.split(name)
     if name != TRAIN:
         raise ConfigError(f"--max_mib {max_mib:g}: too few for the split {name!r}, of which nothing is left out")
@@ -136,10 +139,10 @@ def _cut(
             f"--max_mib {max_mib:g}: token store {store.directory} does not fit, and does not tell where its documents "
             "end, because line breaks have the same id (the original route); pack all of it, or prepare fewer files"
         )
-    for start, offset in reversed(frames):
+    for start, offset, size in reversed(frames):
         part = tokens[start : start + archive_format.FRAME_TOKENS]
         ends = np.flatnonzero(part == index.separator_id) + 1
-        kept, frame = _fitting(part, ends, int(max_mib * (1 << 20)) - offset, codes)
+        kept, frame = _fitting(part, size, ends, int(max_mib * (1 << 20)) - offset, codes)
         if kept:
             file.seek(offset)
             file.truncate()
@@ -148,11 +151,11 @@ def _cut(
     raise ConfigError(f"--max_mib {max_mib:g}: too few for the first document of {TRAIN!r}")
 
 
-def _fitting(tokens: np.ndarray, ends: np.ndarray, room: int, codes: Coding) -> tuple[int, bytes]:
-    """How many of the documents fit into a frame that takes `room`, and the frame."""
+def _fitting(tokens: np.ndarray, size: int, ends: np.ndarray, room: int, codes: Coding) -> tuple[int, bytes]:
+    """How many of the documents fit into a frame that takes `room`, and the frame; all tokens take one of `size`."""
     low, high = 0, len(ends) + 1  # so many fit, and so many do not
     fitting = b""
-    low_end, high_end, high_size = 0, len(tokens), len(frame_of(codes.encode(tokens)))
+    low_end, high_end, high_size = 0, len(tokens), size
     for _ in range(_CUTS_TRIED):  # each a compression, and each nearer: what is left after them is little
         if high - low < 2:
             break
@@ -201,13 +204,14 @@ def _read(file: IO[bytes], directory: Path, report: Report) -> StoreIndex:
         split, digest = index.splits[name], hashlib.sha256()
         with (directory / split.file).open("wb") as output:
             for start in range(0, split.tokens, archive_format.FRAME_TOKENS):
-                left = min(archive_format.FRAME_TOKENS, split.tokens - start) * dtype.itemsize
-                for block in codes.decode(read_frame(file, left, 1)):
+                expected = min(archive_format.FRAME_TOKENS, split.tokens - start) * dtype.itemsize
+                left = expected
+                for block in codes.decode(read_frame(file, expected, 1)):
                     digest.update(block.tobytes())
                     left -= output.write(block.tobytes())
                 if left:
                     raise Damaged(f"a frame of {name!r} holds another number of tokens than its index says")
-                done += min(archive_format.FRAME_TOKENS, split.tokens - start) * dtype.itemsize
+                done += expected
                 report(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB unpacked")
             sync(output)
         if digest.hexdigest() != split.sha256:
