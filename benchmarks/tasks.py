@@ -69,7 +69,7 @@ def main() -> None:
     if "finetuning" in args.work:
         for task, (examples, batch) in FINETUNING.items():
             case = {"task": task, "examples": examples, "batch": batch}
-            measure("finetuning", case, examples, "examples", args.turns, {}, False, args.packed)
+            measure("finetuning", case, examples, "examples", args.turns, {}, warm_up=False, packed=args.packed)
 
 
 if __name__ == "__main__":

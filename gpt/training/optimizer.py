@@ -32,7 +32,7 @@ def make_optimizer(
     clipping = [] if config.max_grad_norm is None else [clip_by_global_norm(config.max_grad_norm)]
     spikes = [] if config.max_loss_ratio is None else [skippable(watch_loss(config.max_loss_ratio))]
     rules = [*clipping, update_rule, *spikes]
-    return optax.with_extra_args_support(optax.chain(*rules) if len(rules) > 1 else update_rule)
+    return optax.chain(*rules) if len(rules) > 1 else update_rule
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int, learning_rate: Any = None) -> Callable[[Any], Any]:
