@@ -1,7 +1,9 @@
 """What a run records of how it was made, and its first updates made again."""
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,25 @@ def test_every_start_leaves_a_line_of_what_made_it(pretrained: Run) -> None:
     git = record.git_state()
     assert git is None or (len(git["commit"]), type(git["changed"])) == (40, bool)
     assert line["git"] == git
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_state_of_the_code_is_read_without_writing_to_its_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # in a hook they name another repository
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    module = tmp_path / "__init__.py"
+    module.touch()
+    for command in ("init", "add .", "-c user.name=a -c user.email=a@a commit -m x"):
+        subprocess.run(["git", "-C", tmp_path, *command.split()], check=True, capture_output=True)
+    os.utime(module, (1, 1))  # the index has another time, and `git status` would write the new one there
+    index = tmp_path / ".git/index"
+    before = index.read_bytes()
+    monkeypatch.setattr(record.gpt, "__file__", str(module))
+    git = record.git_state.__wrapped__()
+    assert (git["changed"], index.read_bytes()) == (False, before)
 
 
 def test_later_starts_add_lines_and_one_cut_short_is_left_out(tmp_path: Path) -> None:
