@@ -27,6 +27,11 @@ if number == 1 and mode == "fail":
     sys.exit(3)
 if number == 1 and mode == "crash":
     os.kill(os.getpid(), signal.SIGKILL)
+if mode in ("lose", "hang") and number == 0:
+    sys.exit(5)  # before the cause of it, or alone
+if mode == "lose":
+    time.sleep(0.2)
+    sys.exit(3)
 if mode == "fail":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a process that waits for the other one in a collective
 time.sleep(60)
@@ -79,7 +84,7 @@ def test_each_process_gets_its_number_and_devices_and_only_the_first_writes_to_s
     assert finish(launch("end")) == (0, f"end {flags} 3 0,1,2\n", f"[1] end {flags} 3 3,4,5\n")
 
 
-@pytest.mark.parametrize(("mode", "code"), [("fail", 3), ("crash", 128 + signal.SIGKILL)])
+@pytest.mark.parametrize(("mode", "code"), [("fail", 3), ("crash", 128 + signal.SIGKILL), ("lose", 3), ("hang", 5)])
 def test_when_one_process_dies_the_others_are_ended_and_its_code_is_the_result(
     mode: str, code: int, tmp_path: Path, launch: Callable[[str], "subprocess.Popen[str]"]
 ) -> None:

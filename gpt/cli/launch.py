@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, PeerLost
 
 _GRACE_SECONDS = 10.0
 """How long the others may take to end by themselves after one has failed or was told to stop."""
@@ -94,12 +94,16 @@ def _free_port() -> int:
 
 def _pass_on(number: int, child: subprocess.Popen[str]) -> None:
     assert child.stdout is not None
-    for line in child.stdout:
-        sys.stderr.write(f"[{number}] {line}")
+    with child.stdout:
+        for line in child.stdout:
+            sys.stderr.write(f"[{number}] {line}")
 
 
 def _wait(children: Sequence[subprocess.Popen[str]]) -> int:
-    """The exit code of the first child that failed, 0 when none did; all have ended then."""
+    """The exit code of the first child that failed, 0 when none did; all have ended then.
+
+    One that has only lost another gives way to that other, whose end may be seen with its own or after it.
+    """
 
     def forward(signal_number: int, _frame: FrameType | None) -> None:
         for child in children:
@@ -108,16 +112,22 @@ def _wait(children: Sequence[subprocess.Popen[str]]) -> int:
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     code, deadline = 0, float("inf")
     try:
-        while None in [child.poll() for child in children]:
-            failed = [child.returncode for child in children if child.returncode]
-            if failed and not code:
-                code, deadline = failed[0], time.monotonic() + _GRACE_SECONDS
+        while None in (codes := [child.poll() for child in children]):
+            code = _cause(code, *codes)
+            deadline = min(deadline, time.monotonic() + _GRACE_SECONDS) if code else deadline
             if time.monotonic() > deadline:
+                codes = []  # what follows is our doing
                 for child in children:
                     child.kill()
+                    child.wait()
+                break
             time.sleep(_POLL_SECONDS)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    code = code or next((child.returncode for child in children if child.returncode), 0)
+    code = _cause(code, *codes)
     return code if code >= 0 else 128 - code
+
+
+def _cause(*codes: int | None) -> int:
+    return min(filter(None, codes), key=lambda code: code == PeerLost.exit_code, default=0)
