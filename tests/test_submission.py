@@ -1,5 +1,6 @@
 """GLUE's zip file: what is written from runs, and every mistake that its check finds."""
 
+import errno
 import json
 import os
 import zipfile
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from toy import Command, write_rows
 
-from gpt import gin_io
+from gpt import files, gin_io
 from gpt.config import ModelConfig, RunConfig, TaskConfig, TokenizerConfig
 from gpt.errors import ConfigError, DataError
 from gpt.evaluation import submission
@@ -122,6 +123,22 @@ def test_the_same_predictions_make_the_same_file(runs: Path, tmp_path: Path) -> 
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "one.zip") as archive:  # both may have been made in the same second
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+@pytest.mark.usefixtures("small_sheets")
+def test_a_submission_that_cannot_be_written_leaves_the_earlier_one(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    output = tmp_path / "glue.zip"
+    output.write_bytes(b"earlier")
+    monkeypatch.setattr(files, "sync", fill)
+    with pytest.raises(DataError, match=r"--output .*glue\.zip' cannot be written: .*No space left"):
+        write_submission(runs, output)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["glue.zip"]
+    assert output.read_bytes() == b"earlier"
 
 
 @pytest.mark.usefixtures("small_sheets")

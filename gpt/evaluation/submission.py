@@ -6,7 +6,6 @@ from 0. File names, label words and test sizes are GLUE's (Wang et al. 2018, and
 
 import io
 import math
-import os
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 from gpt.data.rows import read_rows
 from gpt.errors import ConfigError, DataError
 from gpt.evaluation.scores import predictions_path
+from gpt.files import replacing
 from gpt.metrics import glue_score
 from gpt.reading import MAX_BYTES
 from gpt.tasks.registry import TASKS
@@ -135,13 +135,11 @@ def _write_zip(output: Path, texts: dict[str, str]) -> None:
             info = zipfile.ZipInfo(name)
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, text)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.getvalue())
-        temporary.replace(output)
+        with replacing(output, "wb") as file:
+            file.write(content.getvalue())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(f"--output {str(output)!r} cannot be written: {error}") from error
 
 
