@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -48,6 +49,7 @@ from gpt.tasks.registry import find_task
 from gpt.text.tokenizer import Tokenizer
 from gpt.training.lease import claim
 from gpt.training.manifest import find_damage
+from gpt.training.owner import owned
 from gpt.training.run_dir import read_metrics, read_num_steps, read_result
 
 CONFIG = gin_io.format_config(
@@ -148,6 +150,13 @@ def _sweep(folder: Path) -> None:
     (folder / "sweep" / "seed=1" / "result.json").write_text(json.dumps(RUN_RESULT))
 
 
+def _own(folder: Path) -> None:
+    os.utime(folder / "run/.owners/0001.json", (0, 0))  # else one of another machine is waited for
+    (folder / "run/.owners/0002.json").unlink(missing_ok=True)  # of an earlier reading
+    with owned(folder / "run"):
+        pass
+
+
 def _table(folder: Path) -> None:
     make_table(read_status(folder / "sweep"))
 
@@ -173,6 +182,8 @@ _SHARD = dataclasses.asdict(
     )
 )
 _SWEEP = _in(_sweep)
+_LEASE = "sweep/.attempts/seed=1/0001.json"
+_LOCK = _SWEEP[_LEASE].replace(b'"process_start": "', b'"process_start": "0')  # of a process that is gone
 _RUN = {"config.gin": CONFIG, "result.json": _dumped(RUN_RESULT), "num_steps": b"12\n"}
 _METRICS = b"".join(
     _dumped({"step": step, "kind": kind, "task_loss": 0.5, "lm_loss": 2.0}) + b"\n"
@@ -289,10 +300,9 @@ READERS = {
     "num_steps": Reader("num_steps", read_num_steps, b"12\n"),
     "metrics.jsonl": Reader("metrics.jsonl", read_metrics, _METRICS),
     "sweep.json": _with(_table, _SWEEP, "sweep/sweep.json"),
-    "lease": _with(_table, _SWEEP, "sweep/.attempts/seed=1/0001.json"),
-    "lease to claim": _with(
-        lambda folder: claim(folder / "sweep/.attempts/seed=1"), _SWEEP, "sweep/.attempts/seed=1/0001.json"
-    ),
+    "lease": _with(_table, _SWEEP, _LEASE),
+    "lease to claim": _with(lambda folder: claim((folder / _LEASE).parent), _SWEEP, _LEASE),
+    "owner's lock": Reader("run/.owners/0001.json", _own, _LOCK),
     "result of a cell": _with(_table, _SWEEP, "sweep/seed=1/result.json"),
     "completion request": Reader(
         "body.json",

@@ -1,7 +1,6 @@
 """A run directory has one owner: a second start is refused, and a lock that nobody holds any more is recognised."""
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -126,9 +125,12 @@ def test_a_lock_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         pass
 
 
-def test_a_damaged_lock_is_named(tmp_path: Path) -> None:
-    (tmp_path / ".owners").mkdir()
-    (tmp_path / ".owners" / "0001.json").write_text(json.dumps({"host": 1})[:-2])
+@pytest.mark.parametrize(("old", "new"), [("}", ""), ('"host"', '"hose"'), ('"pid": ', '"pid": 0.')])
+def test_a_damaged_lock_is_named(old: str, new: str, tmp_path: Path) -> None:
+    held = claim(tmp_path / ".owners")
+    assert held is not None
+    (tmp_path / ".owners" / "notes.json").touch()
+    held.attempt.path.write_text(held.attempt.text().replace(old, new))
     with pytest.raises(DataError, match=r"0001\.json"), owned(tmp_path):
         pass
 
