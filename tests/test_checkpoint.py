@@ -82,7 +82,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no manifest": (lambda run: (run / "checkpoints/2/manifest.json").unlink(), "has no manifest.json"),
     "a manifest cut short": (lambda run: os.truncate(run / "checkpoints/2/manifest.json", 99), "manifest.json is dam"),
     "another step": (
-        lambda run: shutil.copytree(run / "checkpoints/1", run / "checkpoints/2", dirs_exist_ok=True),
+        lambda run: (
+            shutil.rmtree(run / "checkpoints/2"),
+            shutil.copytree(run / "checkpoints/1", run / "checkpoints/2"),
+        ),
         "it is the checkpoint of step 1",
     ),
 }
@@ -137,7 +140,9 @@ def test_a_reader_of_weights_refuses_damaged_ones_and_reads_no_optimizer_state(t
     flip(largest_file(tmp_path, 2, "optimizer"), 800)
     load_params(find_checkpoint(tmp_path), one_device())
     flip(largest_file(tmp_path, 2), 800)
-    with pytest.raises(DataError, match=r"2' is damaged: params/.* sha256 differs\. Nothing of it is used; there are "):
+    with pytest.raises(
+        DataError, match=r"2' is damaged: params/.* sha256 differs\. Nothing .* steps 1; `gpt verify RUN`"
+    ):
         load_params(find_checkpoint(tmp_path), one_device())
     assert saved_steps(tmp_path) == [1, 2]
 
@@ -164,14 +169,17 @@ def test_every_command_that_reads_weights_refuses_damaged_ones(
         "eval": evaluate(f"--run={damaged_run}"),
         "convert": gpt("convert", "--from", "run", "--to", "huggingface", damaged_run, tmp_path / "converted"),
         "zeroshot": gpt("zeroshot", "--model", damaged_run, "--task", "cola", "--data", data),
-        "zeroshot --checkpoints": gpt(
-            "zeroshot", "--model", damaged_run, "--checkpoints", "--task", "cola", "--data", data, "--output",
-            tmp_path / "x.png",
-        ),
-    }  # fmt: skip
+    }
+    flip(largest_file(damaged_run, 24), 800)  # as it was
+    flip(largest_file(damaged_run, 20), 800)
+    commands["zeroshot --checkpoints"] = gpt(
+        "zeroshot", "--model", damaged_run, "--checkpoints", "--task", "cola", "--data", data, "--output",
+        tmp_path / "x.png",
+    )  # fmt: skip
     for name, command in commands.items():
+        step = 20 if name == "zeroshot --checkpoints" else 24
         assert command.code == 2, name
-        assert "24' is damaged: params/" in command.err, name
+        assert f"{step}' is damaged: params/" in command.err, name
     assert not (tmp_path / "converted").exists()
 
 
@@ -192,6 +200,12 @@ def test_verify_tells_which_checkpoints_are_whole(damaged_run: Path, gpt: Callab
     assert rows[20] is None
     assert "sha256 differs" in rows[24]
     assert "error: 1 of 2 checkpoints is damaged" in command.err
+
+
+def test_what_is_no_run_is_not_verified(tmp_path: Path, gpt: Callable[..., Command]) -> None:
+    command = gpt("verify", tmp_path)
+    assert command.code == 2
+    assert "config.gin" in command.err
 
 
 def test_verify_signs_a_checkpoint_without_manifest_and_no_other(
