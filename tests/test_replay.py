@@ -90,6 +90,7 @@ def test_the_state_of_the_code_is_read_without_writing_to_its_repository(
     before = index.read_bytes()
     monkeypatch.setattr(record.gpt, "__file__", str(module))
     git = record.git_state.__wrapped__()
+    assert git is not None
     assert (git["changed"], index.read_bytes()) == (False, before)
 
 
