@@ -27,7 +27,7 @@ from gpt.errors import ConfigError, DataError
 from gpt.sharding import make_mesh
 from gpt.training import checkpoint
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params, save_params
-from gpt.training.checkpoint_dir import best_step, saved_steps
+from gpt.training.checkpoint_dir import best_step, newest_verified, saved_steps
 from gpt.training.loop import train
 from gpt.training.report import warn
 from gpt.training.run_dir import load_config
@@ -191,6 +191,13 @@ def test_fine_tuning_refuses_damaged_weights_before_its_directory_is_made(
     with pytest.raises(DataError, match=r"24' is damaged: params/"):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(damaged_run: Path) -> None:
+    (damaged_run / "result.json").unlink()
+    train(dataclasses.replace(load_config(damaged_run), output_dir=str(damaged_run)))
+    assert (damaged_run / "checkpoints/24.damaged").is_dir()
+    assert newest_verified(damaged_run) == 24
 
 
 def test_verify_tells_which_checkpoints_are_whole(damaged_run: Path, gpt: Callable[..., Command]) -> None:
