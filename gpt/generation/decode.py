@@ -215,5 +215,9 @@ def choose(config: ModelConfig, draft: Draft, knobs: Knobs, rules: Rules) -> Int
     warmed = jax.lax.cond(truncates(knobs, config).any(), truncate, lambda logits, _: logits, warmed, knobs)
     # By the count of tokens, not by the slot, which depends on the longest prompt of the batch.
     keys = jax.vmap(jax.random.fold_in)(draft.keys, draft.is_token.sum(-1))
-    drawn = jax.vmap(jax.random.categorical)(keys, warmed).astype(jnp.int32)
-    return jnp.where(knobs.temperature > 0, drawn, likeliest)
+
+    def draw(warmed):  # a random number for every token of the vocabulary: not for rows that are all greedy
+        drawn = jax.vmap(jax.random.categorical)(keys, warmed).astype(jnp.int32)
+        return jnp.where(knobs.temperature > 0, drawn, likeliest)
+
+    return jax.lax.cond((knobs.temperature > 0).any(), draw, lambda _: likeliest, warmed)

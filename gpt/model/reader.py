@@ -18,10 +18,13 @@ from gpt.model.transformer import Transformer
 
 
 class Memory(NamedTuple):
-    """What a transformer has read: keys and values of S slots a layer, filled from the left by all rows alike."""
+    """What a transformer has read: keys and values of S slots a layer, filled from the left by all rows alike.
 
-    keys: tuple[Float[Array, "B S H K"], ...]
-    values: tuple[Float[Array, "B S H K"], ...]
+    Head by head, as attention multiplies them: slot by slot, XLA would copy all of them for every token.
+    """
+
+    keys: tuple[Float[Array, "B H S K"], ...]
+    values: tuple[Float[Array, "B H S K"], ...]
     is_token: Bool[Array, "B S"]  # false on slots of padding, and on those not yet filled
     num_filled: Int[Array, "B"]  # the same number in every row
 
@@ -37,7 +40,7 @@ class TransformerReader:
     def start(self, batch_size: int, length: int) -> Memory:
         """An empty memory for `length` tokens, padding included."""
         config = self._config
-        slots = jnp.zeros((batch_size, length, config.num_heads, config.head_dim), config.compute_dtype)
+        slots = jnp.zeros((batch_size, config.num_heads, length, config.head_dim), config.compute_dtype)
         return Memory(
             (slots,) * config.num_layers,
             (slots,) * config.num_layers,
@@ -63,8 +66,8 @@ class TransformerReader:
         keys, values = [], []
         for block, old_keys, old_values in zip(self._blocks, memory.keys, memory.values, strict=True):
             q, k, v = block.attention.project(x)
-            keys.append(jax.lax.dynamic_update_slice(old_keys, k, (0, first, 0, 0)))
-            values.append(jax.lax.dynamic_update_slice(old_values, v, (0, first, 0, 0)))
+            keys.append(jax.lax.dynamic_update_slice(old_keys, k.swapaxes(1, 2), (0, 0, first, 0)))
+            values.append(jax.lax.dynamic_update_slice(old_values, v.swapaxes(1, 2), (0, 0, first, 0)))
             gathered, _ = block.attention.attend(q, keys[-1], values[-1], visible, None)
             x = block.add(x, gathered)
         num_read = jnp.where(mask, jnp.arange(length) + 1, 0).max()

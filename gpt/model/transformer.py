@@ -67,7 +67,7 @@ class Attention(nnx.Module):
         """What each position gathers from those that are visible to it; in which proportions, at least if `keep`."""
         q, k, v = self.project(x)
         if self.config.attention == "plain" or keep:
-            return self.attend(q, k, v, visible.mask, key)
+            return self.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible.mask, key)
         return self._mix(fused_attention(self.config, q, k, v, visible)), None
 
     def project(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T H K"]]:
@@ -85,18 +85,18 @@ class Attention(nnx.Module):
     def attend(
         self,
         q: Float[Array, "B T H K"],
-        k: Float[Array, "B S H K"],
-        v: Float[Array, "B S H K"],
+        k: Float[Array, "B H S K"],
+        v: Float[Array, "B H S K"],
         visible: Bool[Array, "#B 1 T S"],
         key: Key[Array, ""] | None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S"]]:
         """As above, of T positions that look at S, which may be more."""
-        scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("bqhk,bhsk->bhqs", q, k, preferred_element_type=jnp.float32)
         scores = scores * self.config.head_dim**-0.5
         probabilities = jax.nn.softmax(jnp.where(visible, scores, MASKED_SCORE)).astype(q.dtype)
         probabilities = dropout(probabilities, self.config.attention_dropout_rate, key)
 
-        return self._mix(jnp.einsum("bhqs,bshk->bqhk", probabilities, v)), probabilities
+        return self._mix(jnp.einsum("bhqs,bhsk->bqhk", probabilities, v)), probabilities
 
     def _mix(self, gathered: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:
         return self.out(constrain(gathered.reshape(*gathered.shape[:2], -1), "batch", "length", "heads"))
