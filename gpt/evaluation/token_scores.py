@@ -78,5 +78,5 @@ def _groups(rows: list[int]) -> Iterator[list[int]]:
 @functools.partial(jax.jit, static_argnums=0)
 def _token_log_probs(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T-1"]:
     model = bind(config, params).body
-    logits = model.logits(model(tokens))  # padding comes last, where causality hides it
-    return -token_losses(logits[:, :-1], jnp.asarray(tokens)[:, 1:])
+    hidden = model(tokens)  # padding comes last, where causality hides it
+    return -token_losses(model.logits(hidden[:, :-1]), jnp.asarray(tokens)[:, 1:])
