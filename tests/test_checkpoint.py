@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy import Command, Run
+from test_population import use_devices
+from test_skipped import config_of
+from toy import Command, Run, Toy
 
 from gpt.cli.start import run_guarded
 from gpt.config import CheckpointConfig, MeshConfig, RunConfig, TokenizerConfig
@@ -29,8 +31,9 @@ from gpt.training import checkpoint
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params, save_params
 from gpt.training.checkpoint_dir import best_step, saved_steps
 from gpt.training.loop import train
-from gpt.training.report import warn
-from gpt.training.run_dir import load_config
+from gpt.training.population import train_population
+from gpt.training.report import Report, warn
+from gpt.training.run_dir import load_config, read_metrics
 from gpt.training.state import TrainState
 
 
@@ -248,6 +251,26 @@ def test_a_state_that_was_not_published_is_no_checkpoint(tmp_path: Path) -> None
         fail()
     assert newest(tmp_path)[0] is None
     assert list((tmp_path / "checkpoints").iterdir()) == []  # the next start has swept
+
+
+@pytest.mark.parametrize("run", [train, lambda config: train_population([config])], ids=["run", "population"])
+def test_a_checkpoint_waits_until_all_lines_before_it_are_on_the_disk(
+    run: Callable[[RunConfig], Any], toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config_of(toy, tmp_path / "run"), max_steps=1)
+    kinds = []
+
+    def fail(_report: Report) -> None:
+        kinds.extend(line["kind"] for line in read_metrics(tmp_path / "run"))
+        raise RuntimeError
+
+    use_devices(monkeypatch, 1)
+    monkeypatch.setattr("gpt.training.steps.is_spike", lambda _state, loss: loss > 0)
+    monkeypatch.setattr(Report, "sync", fail)
+    with pytest.raises(RuntimeError):
+        run(config)
+    assert kinds == ["skipped", "train", "validation", "time"]
+    assert saved_steps(tmp_path / "run") == []
 
 
 @pytest.fixture

@@ -1,8 +1,17 @@
 """What a run records of how it was made, and its first updates made again."""
 
+import datetime
+import inspect
 import json
+import os
+import platform
 import shutil
+import socket
+import subprocess
+import sys
+import types
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +22,7 @@ import pytest
 from test_population import use_devices
 from toy import Command, Run
 
+import gpt
 from gpt.config import ModelConfig, RunConfig, TokenizerConfig
 from gpt.errors import ConfigError
 from gpt.training import record
@@ -64,12 +74,64 @@ def test_a_seed_out_of_range_is_refused() -> None:
 
 def test_every_start_leaves_a_line_of_what_made_it(pretrained: Run) -> None:
     (line,) = read_starts(pretrained.path)
-    assert line["versions"].keys() >= {"python", "gpt", "jax", "jaxlib", "flax", "orbax-checkpoint"}
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+    here = {"python": platform.python_version(), "gpt": gpt.__version__, **{name: version(name) for name in packages}}
+    assert {name: line["versions"][name] for name in here} == here
     assert "train.py --gin_file=configs/run/pretrain.gin" in line["command"]
     assert (line["after_update"], line["devices"], line["platform"], line["processes"]) == (0, 1, "cpu", 1)
-    git = record.git_state()
-    assert git is None or (len(git["commit"]), type(git["changed"])) == (40, bool)
-    assert line["git"] == git
+
+
+def test_every_field_is_of_the_process_that_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = {"commit": "f" * 40, "changed": True}
+    monkeypatch.setattr(sys, "argv", ["train.py", "a b"])
+    monkeypatch.setattr(jax, "process_count", lambda: 7)
+    monkeypatch.setattr(record, "git_state", lambda: git)
+    monkeypatch.chdir(tmp_path)
+    before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    record_start(tmp_path, 5, num_members=3)
+    (line,) = read_starts(tmp_path)
+    assert before <= datetime.datetime.fromisoformat(line.pop("time")) <= datetime.datetime.now(datetime.UTC)
+    del line["versions"]
+    assert line == {
+        "after_update": 5, "command": "train.py 'a b'", "directory": str(tmp_path), "host": socket.gethostname(),
+        "pid": os.getpid(), "processes": 7, "devices": len(jax.devices()), "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(), "population": 3, "git": git,
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git, which is asked for the commit")
+def test_the_commit_and_whether_the_code_was_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        command = [
+            "git",
+            "-C",
+            str(tmp_path),
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@b.c",
+            "-c",
+            "commit.gpgsign=false",
+            *arguments,
+        ]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    state_of: Any = inspect.unwrap(record.git_state)
+    code = tmp_path / "gpt" / "__init__.py"
+    code.parent.mkdir()
+    code.write_text("one = 1\n")
+    monkeypatch.setattr(record, "gpt", types.SimpleNamespace(__file__=str(code)))
+    git("init")
+    assert state_of() is None  # as of code that lies in the repository of something else
+    git("add", "gpt")
+    git("commit", "--message=first")
+    (tmp_path / "notes.txt").write_text("beside the code")
+    os.utime(code, (0, 0))  # git would write down that it is unchanged
+    index = (tmp_path / ".git" / "index").read_bytes()
+    assert state_of() == {"commit": git("rev-parse", "HEAD"), "changed": False}
+    assert (tmp_path / ".git" / "index").read_bytes() == index
+    code.write_text("one = 2\n")
+    assert state_of() == {"commit": git("rev-parse", "HEAD"), "changed": True}
 
 
 def test_later_starts_add_lines_and_one_cut_short_is_left_out(tmp_path: Path) -> None:
