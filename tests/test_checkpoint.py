@@ -212,11 +212,16 @@ def test_verify_signs_a_checkpoint_without_manifest_and_no_other(
 
 
 def test_the_newest_every_nth_and_the_best_are_kept(tmp_path: Path) -> None:
-    scores = {1: 0.1, 2: 0.2, 3: 0.9, 4: float("nan"), 5: 0.3, 7: 0.9, 8: 0.4, 9: 0.5}
+    scores = {1: float("nan"), 2: 0.2, 3: 0.9, 4: 0.1, 5: 0.3, 7: 0.9, 8: 0.4, 9: 0.5}
     save(tmp_path, *range(1, 8), scores=scores, keep_every_steps=5, keep_best=True)
     assert saved_steps(tmp_path) == [5, 6, 7]
     save(tmp_path, 8, 9, 10, scores=scores, keep_every_steps=5, keep_best=True)
     assert (saved_steps(tmp_path), best_step(tmp_path)) == ([5, 7, 9, 10], 7)
+
+
+def test_the_newest_alone_are_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    save(tmp_path, *range(1, 6), scores={1: 0.9}, keep=3)
+    assert saved_steps(tmp_path) == [3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -292,7 +297,8 @@ def test_a_save_that_failed_is_said_and_tried_again_with_the_next_state_and_lose
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", 0.0)
+    clock = [0.0]
+    monkeypatch.setattr(checkpoint, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     with Checkpoints(tmp_path, CheckpointConfig(save_every_steps=100)) as checkpoints:
         for step in (1, 2):
             checkpoints.begin_save(state_at(step))
@@ -303,8 +309,12 @@ def test_a_save_that_failed_is_said_and_tried_again_with_the_next_state_and_lose
         checkpoints.begin_save(state_at(3))
         checkpoints.publish()
         deadline = time.monotonic() + 60
-        while not checkpoints.is_due(4) and time.monotonic() < deadline:
+        while not checkpoints.is_due(4) and checkpoints._failure is None and time.monotonic() < deadline:
             time.sleep(0.01)
+        clock[0] = 30.0
+        assert not checkpoints.is_due(4)
+        clock[0] = 30.1
+        assert checkpoints.is_due(4)
         assert saved_steps(tmp_path) == [1, 2]
         full_disk(False)
         checkpoints.begin_save(state_at(4))
@@ -342,7 +352,25 @@ def test_the_last_save_is_tried_again_with_the_state_at_hand_and_is_an_error_in_
         checkpoints.begin_save(state_at(3))
         checkpoints.publish()
         checkpoints.finish(state_at(3), {"score": 1.0})
-    assert newest(tmp_path)[0] == 3
+    assert newest(tmp_path)[0] == best_step(tmp_path) == 3
+
+
+def test_five_failures_in_a_row_are_an_error_before_the_end(tmp_path: Path, full_disk: Callable[[bool], None]) -> None:
+    begun = []
+
+    def save_on_full_disk() -> None:
+        with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+            for step in range(1, 10):
+                full_disk(step != 2)
+                checkpoints.begin_save(state_at(step))
+                checkpoints.publish()
+                checkpoints._end_save()
+                begun.append(step)
+
+    with pytest.raises(DataError, match="make room"):
+        save_on_full_disk()
+    assert begun == [1, 2, 3, 4, 5, 6, 7]
+    assert saved_steps(tmp_path) == [2]
 
 
 @pytest.mark.parametrize("during", ["begin", "write"])

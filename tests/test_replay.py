@@ -1,5 +1,6 @@
 """What a run records of how it was made, and its first updates made again."""
 
+import dataclasses
 import datetime
 import inspect
 import json
@@ -16,18 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from test_population import use_devices
-from toy import Command, Run
+from test_skipped import config_of as toy_config
+from toy import Command, Run, Toy
 
 import gpt
 from gpt.config import ModelConfig, RunConfig, TokenizerConfig
 from gpt.errors import ConfigError
-from gpt.training import record
+from gpt.text.tokenizer import Tokenizer
+from gpt.training import loop, record
+from gpt.training.problem import Problem
 from gpt.training.record import read_starts, record_start
-from gpt.training.state import make_creation, make_keys
+from gpt.training.state import TrainState, make_creation, make_keys
 
 
 def config_of(**seeds: Any) -> RunConfig:
@@ -62,6 +67,37 @@ def test_the_head_alone_follows_its_seed() -> None:
     one, other = (create(make_keys(config_of(**seeds))).params for seeds in ({"seed": 1}, {"seed": 1, "head_seed": 2}))
     jax.tree.map(np.testing.assert_array_equal, one["transformer"], other["transformer"])
     assert not np.array_equal(one["head"]["kernel"], other["head"]["kernel"])
+
+
+def test_training_takes_each_seed_for_its_part_alone(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enough(Exception):
+        pass
+
+    taken: dict[str, Any] = {}
+    load = loop.load_inputs
+
+    def load_inputs(config: RunConfig) -> tuple[Tokenizer, Problem]:
+        tokenizer, problem = load(config)
+        return tokenizer, dataclasses.replace(problem, batches_of_seed=lambda seed, rows: taken.update(data=seed))  # noqa: ARG005
+
+    def create_state(*arguments: Any) -> tuple[TrainState, None]:
+        taken["keys"] = arguments[3]
+        return TrainState(jnp.int32(0), {}, ()), None
+
+    def make_train_step(*arguments: Any) -> None:
+        taken["dropout"] = arguments[3]
+        raise Enough
+
+    use_devices(monkeypatch, 1)
+    for function in (load_inputs, create_state, make_train_step):
+        monkeypatch.setattr(loop, function.__name__, function)
+    seeds = {"seed": 1, "init_seed": 2, "head_seed": 3, "data_seed": 4, "dropout_seed": 5}
+    config = dataclasses.replace(toy_config(toy, tmp_path / "run"), **seeds)
+    with pytest.raises(Enough):
+        loop.train(config)
+    assert taken["data"] == 4
+    keys = [jax.random.key_data(key).tolist() for key in (*taken["keys"], taken["dropout"])]
+    assert keys == [*keys_of(**seeds), keys_of(**seeds)[2]]
 
 
 def test_a_seed_out_of_range_is_refused() -> None:
