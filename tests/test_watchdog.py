@@ -47,7 +47,7 @@ def test_a_hang_ends_the_process_with_all_stacks_and_exit_code_4() -> None:
 
 def test_what_is_slow_within_its_limit_or_was_stopped_for_longer_goes_on() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, "0.6", "0.8", "0.1"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT, "0.6", "0.8", "0.25"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "update 2\n"
