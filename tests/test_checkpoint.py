@@ -339,6 +339,7 @@ def test_the_last_save_is_tried_again_with_the_state_at_hand_and_is_an_error_in_
             checkpoints.begin_save(state_at(3))
             checkpoints.publish()
             checkpoints.finish(state_at(3))
+            pytest.fail("it was not written")
 
     save(tmp_path, 1, 2)
     with pytest.raises(DataError, match=r"a checkpoint could not be written .* are whole; make room"):

@@ -158,7 +158,8 @@ def test_the_commit_and_whether_the_code_was_changed_since(tmp_path: Path, monke
     code.write_text("one = 1\n")
     monkeypatch.setattr(record, "gpt", types.SimpleNamespace(__file__=str(code)))
     git("init")
-    assert state_of() is None  # as of code that lies in the repository of something else
+    git("commit", "--allow-empty", "--message=of something else")
+    assert state_of() is None
     git("add", "gpt")
     git("commit", "--message=first")
     (tmp_path / "notes.txt").write_text("beside the code")
