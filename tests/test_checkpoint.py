@@ -356,6 +356,23 @@ def test_the_last_save_is_tried_again_with_the_state_at_hand_and_is_an_error_in_
     assert newest(tmp_path)[0] == best_step(tmp_path) == 3
 
 
+def test_what_a_failed_save_left_is_not_in_the_way_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures, write = [OSError(errno.ENOSPC, "No space left on device")], checkpoint.write_manifest
+
+    def fail_once(*arguments: Any) -> None:
+        if failures:
+            raise failures.pop()
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "_LAST_PAUSES", (0.0,))
+    monkeypatch.setattr(checkpoint, "write_manifest", fail_once)
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.begin_save(state_at(3))
+        checkpoints.publish()
+        checkpoints.finish(state_at(3))
+    assert newest(tmp_path)[0] == 3
+
+
 def test_five_failures_in_a_row_are_an_error_before_the_end(tmp_path: Path, full_disk: Callable[[bool], None]) -> None:
     begun = []
 

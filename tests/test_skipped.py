@@ -91,7 +91,7 @@ def test_a_spike_is_skipped_once_the_mean_has_settled_and_does_not_raise_it() ->
 
 
 def test_the_mean_is_of_about_the_last_hundred_updates() -> None:
-    rule = watch_loss(2.0)
+    rule: Any = watch_loss(2.0)
     losses = jnp.repeat(jnp.array([9.0, 1.0]), jnp.array([100, 300]), total_repeat_length=400)
     last, _ = jax.lax.scan(lambda state, loss: (rule.update(0, state, value=loss)[1], None), rule.init(0), losses)
     assert float(last.mean_loss) == pytest.approx(1 + 8 * 0.99**300, rel=1e-4)
