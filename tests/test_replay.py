@@ -206,6 +206,7 @@ def test_one_bit_of_difference_is_told(pretrained: Run, tmp_path: Path, replay: 
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = replay(run, "--steps", "1")
     assert command.code == 2
+    assert command.out.count(": different") == 1
     assert "error: 1 of 3 values differ, first loss of update 1: other data, code, library versions" in command.err
 
 
