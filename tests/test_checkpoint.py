@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy import Command, Run
+from test_population import use_devices
+from test_skipped import config_of
+from toy import Command, Run, Toy
 
 from gpt.cli.start import run_guarded
 from gpt.config import CheckpointConfig, MeshConfig, RunConfig, TokenizerConfig
@@ -29,8 +31,9 @@ from gpt.training import checkpoint
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params, save_params
 from gpt.training.checkpoint_dir import best_step, newest_verified, saved_steps
 from gpt.training.loop import train
-from gpt.training.report import warn
-from gpt.training.run_dir import load_config
+from gpt.training.population import train_population
+from gpt.training.report import Report, warn
+from gpt.training.run_dir import load_config, read_metrics
 from gpt.training.state import TrainState
 
 
@@ -230,11 +233,16 @@ def test_verify_signs_a_checkpoint_without_manifest_and_no_other(
 
 
 def test_the_newest_every_nth_and_the_best_are_kept(tmp_path: Path) -> None:
-    scores = {1: 0.1, 2: 0.2, 3: 0.9, 4: float("nan"), 5: 0.3, 7: 0.9, 8: 0.4, 9: 0.5}
+    scores = {1: float("nan"), 2: 0.2, 3: 0.9, 4: 0.1, 5: 0.3, 7: 0.9, 8: 0.4, 9: 0.5}
     save(tmp_path, *range(1, 8), scores=scores, keep_every_steps=5, keep_best=True)
     assert saved_steps(tmp_path) == [5, 6, 7]
     save(tmp_path, 8, 9, 10, scores=scores, keep_every_steps=5, keep_best=True)
     assert (saved_steps(tmp_path), best_step(tmp_path)) == ([5, 7, 9, 10], 7)
+
+
+def test_the_newest_alone_are_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    save(tmp_path, *range(1, 6), scores={1: 0.9}, keep=3)
+    assert saved_steps(tmp_path) == [3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -271,6 +279,26 @@ def test_a_state_that_was_not_published_is_no_checkpoint(tmp_path: Path) -> None
     assert list((tmp_path / "checkpoints").iterdir()) == []  # the next start has swept
 
 
+@pytest.mark.parametrize("run", [train, lambda config: train_population([config])], ids=["run", "population"])
+def test_a_checkpoint_waits_until_all_lines_before_it_are_on_the_disk(
+    run: Callable[[RunConfig], Any], toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config_of(toy, tmp_path / "run"), max_steps=1)
+    kinds = []
+
+    def fail(_report: Report) -> None:
+        kinds.extend(line["kind"] for line in read_metrics(tmp_path / "run"))
+        raise RuntimeError
+
+    use_devices(monkeypatch, 1)
+    monkeypatch.setattr("gpt.training.steps.is_spike", lambda _state, loss: loss > 0)
+    monkeypatch.setattr(Report, "sync", fail)
+    with pytest.raises(RuntimeError):
+        run(config)
+    assert kinds == ["skipped", "train", "validation", "time"]
+    assert saved_steps(tmp_path / "run") == []
+
+
 @pytest.fixture
 def full_disk() -> Iterator[Callable[[bool], None]]:
     """Lets no file grow beyond 10 kB, until it is told that there is room again."""
@@ -290,7 +318,8 @@ def test_a_save_that_failed_is_said_and_tried_again_with_the_next_state_and_lose
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", 0.0)
+    clock = [0.0]
+    monkeypatch.setattr(checkpoint, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     with Checkpoints(tmp_path, CheckpointConfig(save_every_steps=100)) as checkpoints:
         for step in (1, 2):
             checkpoints.begin_save(state_at(step))
@@ -301,8 +330,12 @@ def test_a_save_that_failed_is_said_and_tried_again_with_the_next_state_and_lose
         checkpoints.begin_save(state_at(3))
         checkpoints.publish()
         deadline = time.monotonic() + 60
-        while not checkpoints.is_due(4) and time.monotonic() < deadline:
+        while not checkpoints.is_due(4) and checkpoints._failure is None and time.monotonic() < deadline:
             time.sleep(0.01)
+        clock[0] = 30.0
+        assert not checkpoints.is_due(4)
+        clock[0] = 30.1
+        assert checkpoints.is_due(4)
         assert saved_steps(tmp_path) == [1, 2]
         full_disk(False)
         checkpoints.begin_save(state_at(4))
@@ -327,6 +360,7 @@ def test_the_last_save_is_tried_again_with_the_state_at_hand_and_is_an_error_in_
             checkpoints.begin_save(state_at(3))
             checkpoints.publish()
             checkpoints.finish(state_at(3))
+            pytest.fail("it was not written")
 
     save(tmp_path, 1, 2)
     with pytest.raises(DataError, match=r"a checkpoint could not be written .* are whole; make room"):
@@ -340,7 +374,42 @@ def test_the_last_save_is_tried_again_with_the_state_at_hand_and_is_an_error_in_
         checkpoints.begin_save(state_at(3))
         checkpoints.publish()
         checkpoints.finish(state_at(3), {"score": 1.0})
+    assert newest(tmp_path)[0] == best_step(tmp_path) == 3
+
+
+def test_what_a_failed_save_left_is_not_in_the_way_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures, write = [OSError(errno.ENOSPC, "No space left on device")], checkpoint.write_manifest
+
+    def fail_once(*arguments: Any) -> None:
+        if failures:
+            raise failures.pop()
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "_LAST_PAUSES", (0.0,))
+    monkeypatch.setattr(checkpoint, "write_manifest", fail_once)
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.begin_save(state_at(3))
+        checkpoints.publish()
+        checkpoints.finish(state_at(3))
     assert newest(tmp_path)[0] == 3
+
+
+def test_five_failures_in_a_row_are_an_error_before_the_end(tmp_path: Path, full_disk: Callable[[bool], None]) -> None:
+    begun = []
+
+    def save_on_full_disk() -> None:
+        with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+            for step in range(1, 10):
+                full_disk(step != 2)
+                checkpoints.begin_save(state_at(step))
+                checkpoints.publish()
+                checkpoints._end_save()
+                begun.append(step)
+
+    with pytest.raises(DataError, match="make room"):
+        save_on_full_disk()
+    assert begun == [1, 2, 3, 4, 5, 6, 7]
+    assert saved_steps(tmp_path) == [2]
 
 
 @pytest.mark.parametrize("during", ["begin", "write"])

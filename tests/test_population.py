@@ -21,8 +21,9 @@ from gpt.sharding import make_mesh
 from gpt.text.tokenizer import Tokenizer
 from gpt.training import loop, meter, population
 from gpt.training.checkpoint import find_checkpoint, load_params
-from gpt.training.checkpoint_dir import saved_steps
+from gpt.training.checkpoint_dir import path_of, saved_steps
 from gpt.training.loop import train
+from gpt.training.manifest import read_notes
 from gpt.training.population import make_population_steps, population_key, train_population
 from gpt.training.report import Report
 from gpt.training.run_dir import load_config, read_metrics, read_result
@@ -213,6 +214,10 @@ def test_a_population_that_was_stopped_continues_from_what_all_have_saved(
         with pytest.raises(Preempted, match="SIGTERM: saved step 7 of 12; the same command continues from there"):
             train_population(configs)
     assert [saved_steps(tmp_path / name) for name in MEMBERS] == [[5, 7]] * 3
+    for name in MEMBERS:
+        (line,) = [line for line in read_metrics(tmp_path / name) if line["kind"] == "validation"]
+        notes = [read_notes(path_of(tmp_path / name, step)) for step in (5, 7)]
+        assert [note["score"] for note in notes] == [line["matthews"], None]
     train(configs[0])  # alone
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "7")  # as when its save was cut short
     results = train_population(configs)

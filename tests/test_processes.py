@@ -3,11 +3,13 @@
 A launch costs seconds before its first update, so each serves several tests.
 """
 
+import argparse
 import json
 import re
 import runpy
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +24,11 @@ from gpt import gin_io
 from gpt.cli.start import run_guarded
 from gpt.config import CheckpointConfig
 from gpt.errors import ConfigError
+from gpt.training import processes
 from gpt.training.checkpoint import Checkpoints
 from gpt.training.loop import train
 from gpt.training.processes import lost_peer
+from gpt.training.record import read_starts
 from gpt.training.rendezvous import Place, come_together
 from gpt.training.run_dir import read_metrics
 
@@ -134,6 +138,7 @@ def test_only_the_first_process_writes_logs_and_result(together: Run) -> None:
     assert (result["step"], result["validation"]) == (NUM_STEPS, read_values(together.path)[-1])
     assert json.loads((together.path / "result.json").read_text()) == result
     assert len(list((together.path / "events").iterdir())) == 1
+    assert [(line["processes"], line["devices"]) for line in read_starts(together.path)] == [(2, 2)]
     shown = [line for line in together.command.err.splitlines() if "loss" in line]
     assert len(shown) == NUM_STEPS + 2
     assert not any(line.startswith("[1]") for line in shown)
@@ -256,6 +261,24 @@ def test_a_process_that_has_ended_is_an_error_that_says_how_to_go_on(error: Exce
 def test_other_errors_of_the_runtime_stay_what_they_are(text: str) -> None:
     assert lost_peer(jax.errors.JaxRuntimeError(text)) is None
     assert lost_peer(RuntimeError(str(PEER_ENDED[0]))) is None
+
+
+def test_a_process_that_has_ended_ends_this_one_with_5(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processes, "find_place", lambda _: Place("127.0.0.1:4000", 2, 1))
+    monkeypatch.setattr(processes, "come_together", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
+    monkeypatch.setattr(processes, "_end_now", sys.exit)
+
+    def train_until_it_ends() -> None:
+        with processes.joined(argparse.Namespace(coordinator=None, process_timeout=1.0), {}):
+            raise PEER_ENDED[0]
+
+    with pytest.raises(SystemExit) as end:
+        train_until_it_ends()
+    assert end.value.code == 5
+    assert capsys.readouterr().err == f"error: {lost_peer(PEER_ENDED[0])}\n"
 
 
 def test_a_save_that_waits_for_a_process_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:

@@ -1,25 +1,38 @@
 """What a run records of how it was made, and its first updates made again."""
 
+import dataclasses
+import datetime
+import inspect
 import json
 import os
+import platform
 import shutil
+import socket
 import subprocess
+import sys
+import types
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from test_population import use_devices
-from toy import Command, Run
+from test_skipped import config_of as toy_config
+from toy import Command, Run, Toy
 
+import gpt
 from gpt.config import ModelConfig, RunConfig, TokenizerConfig
 from gpt.errors import ConfigError
-from gpt.training import record
+from gpt.text.tokenizer import Tokenizer
+from gpt.training import loop, record
+from gpt.training.problem import Problem
 from gpt.training.record import read_starts, record_start
-from gpt.training.state import make_creation, make_keys
+from gpt.training.state import TrainState, make_creation, make_keys
 
 
 def config_of(**seeds: Any) -> RunConfig:
@@ -56,6 +69,37 @@ def test_the_head_alone_follows_its_seed() -> None:
     assert not np.array_equal(one["head"]["kernel"], other["head"]["kernel"])
 
 
+def test_training_takes_each_seed_for_its_part_alone(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enough(Exception):
+        pass
+
+    taken: dict[str, Any] = {}
+    load = loop.load_inputs
+
+    def load_inputs(config: RunConfig) -> tuple[Tokenizer, Problem]:
+        tokenizer, problem = load(config)
+        return tokenizer, dataclasses.replace(problem, batches_of_seed=lambda seed, rows: taken.update(data=seed))  # noqa: ARG005
+
+    def create_state(*arguments: Any) -> tuple[TrainState, None]:
+        taken["keys"] = arguments[3]
+        return TrainState(jnp.int32(0), {}, ()), None
+
+    def make_train_step(*arguments: Any) -> None:
+        taken["dropout"] = arguments[3]
+        raise Enough
+
+    use_devices(monkeypatch, 1)
+    for function in (load_inputs, create_state, make_train_step):
+        monkeypatch.setattr(loop, function.__name__, function)
+    seeds = {"seed": 1, "init_seed": 2, "head_seed": 3, "data_seed": 4, "dropout_seed": 5}
+    config = dataclasses.replace(toy_config(toy, tmp_path / "run"), **seeds)
+    with pytest.raises(Enough):
+        loop.train(config)
+    assert taken["data"] == 4
+    keys = [jax.random.key_data(key).tolist() for key in (*taken["keys"], taken["dropout"])]
+    assert keys == [*keys_of(**seeds), keys_of(**seeds)[2]]
+
+
 def test_a_seed_out_of_range_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"RunConfig\.data_seed = -1: must be from 0 to"):
         config_of(data_seed=-1)
@@ -66,32 +110,57 @@ def test_a_seed_out_of_range_is_refused() -> None:
 
 def test_every_start_leaves_a_line_of_what_made_it(pretrained: Run) -> None:
     (line,) = read_starts(pretrained.path)
-    assert line["versions"].keys() >= {"python", "gpt", "jax", "jaxlib", "flax", "orbax-checkpoint"}
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+    here = {"python": platform.python_version(), "gpt": gpt.__version__, **{name: version(name) for name in packages}}
+    assert {name: line["versions"][name] for name in here} == here
     assert "train.py --gin_file=configs/run/pretrain.gin" in line["command"]
     assert (line["after_update"], line["devices"], line["platform"], line["processes"]) == (0, 1, "cpu", 1)
-    git = record.git_state()
-    assert git is None or (len(git["commit"]), type(git["changed"])) == (40, bool)
-    assert line["git"] == git
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_the_state_of_the_code_is_read_without_writing_to_its_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_field_is_of_the_process_that_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = {"commit": "f" * 40, "changed": True}
+    monkeypatch.setattr(sys, "argv", ["train.py", "a b"])
+    monkeypatch.setattr(jax, "process_count", lambda: 7)
+    monkeypatch.setattr(record, "git_state", lambda: git)
+    monkeypatch.chdir(tmp_path)
+    before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    record_start(tmp_path, 5, num_members=3)
+    (line,) = read_starts(tmp_path)
+    assert before <= datetime.datetime.fromisoformat(line.pop("time")) <= datetime.datetime.now(datetime.UTC)
+    del line["versions"]
+    assert line == {
+        "after_update": 5, "command": "train.py 'a b'", "directory": str(tmp_path), "host": socket.gethostname(),
+        "pid": os.getpid(), "processes": 7, "devices": len(jax.devices()), "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(), "population": 3, "git": git,
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git, which is asked for the commit")
+def test_the_commit_and_whether_the_code_was_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
     for name in [name for name in os.environ if name.startswith("GIT_")]:  # in a hook they name another repository
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    module = tmp_path / "__init__.py"
-    module.touch()
-    for command in ("init", "add .", "-c user.name=a -c user.email=a@a commit -m x"):
-        subprocess.run(["git", "-C", tmp_path, *command.split()], check=True, capture_output=True)
-    os.utime(module, (1, 1))  # the index has another time, and `git status` would write the new one there
-    index = tmp_path / ".git/index"
-    before = index.read_bytes()
-    monkeypatch.setattr(record.gpt, "__file__", str(module))
-    git = record.git_state.__wrapped__()
-    assert git is not None
-    assert (git["changed"], index.read_bytes()) == (False, before)
+    state_of: Any = inspect.unwrap(record.git_state)
+    code = tmp_path / "gpt" / "__init__.py"
+    code.parent.mkdir()
+    code.write_text("one = 1\n")
+    monkeypatch.setattr(record, "gpt", types.SimpleNamespace(__file__=str(code)))
+    git("init")
+    git("commit", "--allow-empty", "--message=of something else")
+    assert state_of() is None
+    git("add", "gpt")
+    git("commit", "--message=first")
+    (tmp_path / "notes.txt").write_text("beside the code")
+    os.utime(code, (0, 0))  # git would write down that it is unchanged
+    index = (tmp_path / ".git" / "index").read_bytes()
+    assert state_of() == {"commit": git("rev-parse", "HEAD"), "changed": False}
+    assert (tmp_path / ".git" / "index").read_bytes() == index
+    code.write_text("one = 2\n")
+    assert state_of() == {"commit": git("rev-parse", "HEAD"), "changed": True}
 
 
 def test_later_starts_add_lines_and_one_cut_short_is_left_out(tmp_path: Path) -> None:
@@ -129,6 +198,7 @@ def test_one_bit_of_difference_is_told(pretrained: Run, tmp_path: Path, replay: 
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = replay(run, "--steps", "1")
     assert command.code == 2
+    assert command.out.count(": different") == 1
     assert "error: 1 of 3 values differ, first loss of update 1: other data, code, library versions" in command.err
 
 

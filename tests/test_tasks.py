@@ -217,6 +217,13 @@ def test_max_train_examples_are_the_same_for_every_seed(load: Callable[..., Prob
     assert len(set(drawn[0])) == 4
 
 
+def test_the_numbers_of_a_batch_are_those_of_its_examples_in_the_split(load: Callable[..., Problem]) -> None:
+    problem = load("cola", [{"text": "a " * count, "label": 0} for count in range(1, 8)], max_train_examples=4)
+    batches: Any = problem.batches_of_seed(7)
+    lengths = [int(batches[step].weights.sum()) for step in range(4)]
+    assert [problem.numbers_of(7, step) for step in range(4)] == [{"train": [length - 3]} for length in lengths]
+
+
 # Labels
 
 
