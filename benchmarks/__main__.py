@@ -23,7 +23,8 @@ MOST_SECONDS = 13 * 60
 """After which no section begins."""
 
 HOW = """\
-Sides take turns in processes of their own, warm, with the same cores (`benchmarks/compare.py`); figures are medians.
+Sides take turns in processes of their own, warm, with the same cores (`benchmarks/compare.py`): of an update, a batch
+scored and an epoch, what is measured comes after some of it that does not count. Figures are medians.
 `eager`, `compiled`, `mkl` and `bf16` are `transformers` on PyTorch (`benchmarks/training_step.py`). What was tried, and
 why it stayed or went: `docs/performance.md`. Nothing on this page is of a GPU: there, `python -m benchmarks.gpu`."""
 
@@ -53,7 +54,7 @@ SECTIONS = (
     Section("Input pipeline", ("pipeline",), "Goal: 20 times the tokens a second of a training step."),
     Section("Start", ("runs", "start"), "Goal: 10 s, warm."),
     Section("Cost growth", ("growth", "--output", "docs/results/growth.png", "--doublings", "2"), "![](growth.png)"),
-    Section("Population", ("runs", "population", "--examples", "320"), "Eight seeds of one task, and one."),
+    Section("Population", ("runs", "population", "--examples", "160"), "Eight seeds of one task, and one."),
 )  # fmt: skip
 
 

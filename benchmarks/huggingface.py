@@ -9,7 +9,7 @@ from typing import Any
 import torch  # pyright: ignore[reportMissingImports] - an optional extra
 import transformers  # pyright: ignore[reportMissingImports]
 
-from benchmarks.compare import Turn
+from benchmarks.compare import Turn, after_another
 from benchmarks.lengths import draw_examples
 from gpt.config import ModelConfig
 
@@ -38,7 +38,7 @@ def training(
         _wait()
         return {"seconds": time.perf_counter() - start}
 
-    return turn
+    return after_another(turn)
 
 
 def finetuning(task: str, examples: int, batch: int, model: Mapping[str, Any]) -> Turn:
@@ -58,7 +58,7 @@ def finetuning(task: str, examples: int, batch: int, model: Mapping[str, Any]) -
         return {"seconds": time.perf_counter() - start}
 
     turn(1)
-    return turn
+    return after_another(turn, lambda: turn(1))
 
 
 def scoring(batch: int, length: int, model: Mapping[str, Any]) -> Turn:
@@ -74,7 +74,7 @@ def scoring(batch: int, length: int, model: Mapping[str, Any]) -> Turn:
             log_probs.gather(-1, rows[:, 1:, None])[..., 0].tolist()
         return {"seconds": time.perf_counter() - start}
 
-    return turn
+    return after_another(turn)
 
 
 def generation(batch: int, prompt: int, new: int, model: Mapping[str, Any]) -> Turn:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from benchmarks.compare import Turn
+from benchmarks.compare import Turn, after_another
 from benchmarks.lengths import draw_examples
 from gpt.config import MeshConfig, ModelConfig, OptimizerConfig, TaskConfig
 from gpt.data.batches import TaskExamples, TextBatch, finetuning_batches
@@ -37,7 +37,7 @@ def training(batch: int, length: int, model: Mapping[str, Any]) -> Turn:
         jax.block_until_ready(metrics)
         return {"seconds": time.perf_counter() - began}
 
-    return turn
+    return after_another(turn)
 
 
 def finetuning(task: str, examples: int, batch: int, model: Mapping[str, Any], packed: bool = False) -> Turn:
@@ -52,16 +52,16 @@ def finetuning(task: str, examples: int, batch: int, model: Mapping[str, Any], p
     source = (TaskExamples(sequences, labels), config.context_length, batch, 1)
     batches = packed_batches(*source, seed=0, pack_size=batch) if packed else finetuning_batches(*source, seed=0)
 
-    def turn() -> dict[str, float]:
+    def turn(num_batches: int = len(batches)) -> dict[str, float]:
         nonlocal state
         began = time.perf_counter()
-        for number in range(len(batches)):
+        for number in range(num_batches):
             state, metrics = step(state, shard_batch(mesh, batches[number], 1 if packed else batch))
             jax.block_until_ready(metrics)
         return {"seconds": time.perf_counter() - began}
 
     turn()  # compiles every length
-    return turn
+    return after_another(turn, lambda: turn(1))
 
 
 def scoring(batch: int, length: int, model: Mapping[str, Any]) -> Turn:
@@ -75,7 +75,7 @@ def scoring(batch: int, length: int, model: Mapping[str, Any]) -> Turn:
         list(token_log_probs(config, params, tokens))
         return {"seconds": time.perf_counter() - began}
 
-    return turn
+    return after_another(turn)
 
 
 def generation(batch: int, prompt: int, new: int, model: Mapping[str, Any]) -> Turn:

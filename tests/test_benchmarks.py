@@ -78,6 +78,18 @@ def test_sides_take_turns_and_the_first_of_each_does_not_count() -> None:
     assert medians == {"ours": {"seconds": 3}, "peer": {"seconds": 7}}
 
 
+def test_what_a_side_does_first_after_another_does_not_count() -> None:
+    seconds = iter([9.0, 1.0, 2.0])
+
+    def turn() -> dict[str, float]:
+        return {"seconds": next(seconds)}
+
+    assert compare.after_another(turn)() == {"seconds": 1.0}
+    done: list[str] = []
+    assert compare.after_another(turn, lambda: done.append("a batch"))() == {"seconds": 2.0}
+    assert done == ["a batch"]
+
+
 def test_a_line_has_the_ratio_of_each_peer_and_the_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -99,10 +111,10 @@ def test_a_side_answers_from_a_process_of_its_own() -> None:
 
 def test_a_side_that_fails_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     with (
-        compare.Side("benchmarks.lengths.draw_examples", {"task": "no such"}) as side,
         pytest.raises(RuntimeError, match=r"lengths\.draw_examples ended with exit code 1"),
+        compare.Side("benchmarks.lengths.draw_examples", {"task": "no such"}),
     ):
-        side.turn()
+        pass
     assert "TypeError" in capfd.readouterr().err
 
 
