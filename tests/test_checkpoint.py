@@ -31,6 +31,7 @@ from gpt.training import checkpoint
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params, save_params
 from gpt.training.checkpoint_dir import best_step, newest_verified, saved_steps
 from gpt.training.loop import train
+from gpt.training.members import Member, common_step
 from gpt.training.population import train_population
 from gpt.training.report import Report, warn
 from gpt.training.run_dir import load_config, read_metrics
@@ -156,6 +157,24 @@ def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
         load_params(find_checkpoint(tmp_path), one_device())
 
 
+def test_a_population_goes_back_to_a_step_that_is_whole_in_all_members(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def member(name: str, *steps: int) -> Any:
+        save(tmp_path / name, *steps, keep=3)
+        one: Any = Member.__new__(Member)
+        one.run_dir, one.steps, one._last_step = tmp_path / name, list(steps), steps[-1]
+        return one
+
+    ahead, behind = member("ahead", 1, 2, 3), member("behind", 1, 2)
+    assert common_step([ahead, behind, behind]) == 2
+    flip(largest_file(ahead.run_dir, 2, "optimizer"), 800)
+    assert common_step([ahead, behind, behind]) == 1
+    assert "2' is damaged: optimizer/" in capsys.readouterr().err
+    assert (ahead.run_dir / "checkpoints/2.damaged").is_dir()
+    assert [saved_steps(one.run_dir) for one in (ahead, behind)] == [[1, 3], [1, 2]]
+
+
 @pytest.fixture
 def damaged_run(pretrained: Run, tmp_path: Path) -> Path:
     run = shutil.copytree(pretrained.path, tmp_path / "damaged")
@@ -277,6 +296,25 @@ def test_a_state_that_was_not_published_is_no_checkpoint(tmp_path: Path) -> None
         fail()
     assert newest(tmp_path)[0] is None
     assert list((tmp_path / "checkpoints").iterdir()) == []  # the next start has swept
+
+
+def test_the_name_of_a_checkpoint_is_put_on_the_disk_before_an_older_one_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, list[int]]] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, saved_steps(tmp_path)))
+        fsync(descriptor)
+
+    save(tmp_path, 1, 2)
+    monkeypatch.setattr(os, "fsync", record)
+    save(tmp_path, 3)
+    renamed = tmp_path / "checkpoints/3"
+    manifest, inside, names = (path.stat().st_ino for path in (renamed / "manifest.json", renamed, renamed.parent))
+    assert synced[-3:] == [(manifest, [1, 2]), (inside, [1, 2]), (names, [1, 2, 3])]
+    assert saved_steps(tmp_path) == [2, 3]
 
 
 @pytest.mark.parametrize("run", [train, lambda config: train_population([config])], ids=["run", "population"])

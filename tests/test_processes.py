@@ -34,6 +34,15 @@ from gpt.training.run_dir import read_metrics
 
 NUM_STEPS = 50
 COMPARED = ("loss", "lm_loss", "gradient_norm", "perplexity", "learning_rate")
+LONGEST_SECONDS = 300
+
+# A script that, when it hangs, shows where and ends: a wait within a library hears no signal.
+LIMITED = f"""
+import faulthandler, runpy, sys
+faulthandler.dump_traceback_later({LONGEST_SECONDS}, exit=True)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 # train.py, in which process 1 does something once it has counted an update.
 SCRIPT = """
@@ -80,7 +89,8 @@ def train_here(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, A
 
 
 def launch(*command: str | Path) -> Command:
-    return run_python("-m", "gpt", "launch", "--processes", "2", "--", *command)
+    """Two processes of the script; those that take too long end with 1 and their stacks."""
+    return run_python("-m", "gpt", "launch", "--processes", "2", "--", "-c", LIMITED, *command)
 
 
 def interrupted_copy(run_dir: Path, kept: Path) -> None:

@@ -213,7 +213,9 @@ def test_a_lease_gives_signs_of_life_until_it_ends(tmp_path: Path, monkeypatch: 
     assert lease is not None
     with lease:
         os.utime(lease.attempt.path, (0, 0))
+        deadline = time.monotonic() + 30
         while lease.attempt.path.stat().st_mtime == 0:
+            assert time.monotonic() < deadline
             time.sleep(0.01)
     assert latest_attempt(tmp_path / "cell") == lease.attempt._replace(end="stopped")
 
