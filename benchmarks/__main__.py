@@ -23,8 +23,8 @@ MOST_SECONDS = 13 * 60
 """After which no section begins."""
 
 HOW = """\
-Sides take turns in processes of their own, warm, with the same cores (`benchmarks/compare.py`): of an update, a batch
-scored and an epoch, what is measured comes after some of it that does not count. Figures are medians.
+Sides take turns in processes of their own, warm, with the same cores (`benchmarks/compare.py`): of updates and
+batches scored, what is measured comes after some of it that does not count. Figures are medians.
 `eager`, `compiled`, `mkl` and `bf16` are `transformers` on PyTorch (`benchmarks/training_step.py`). What was tried, and
 why it stayed or went: `docs/performance.md`. Nothing on this page is of a GPU: there, `python -m benchmarks.gpu`."""
 
@@ -48,7 +48,8 @@ SECTIONS = (
     Section("Scoring", ("tasks", "scoring", "--turns", "2"), "Goal: 2."),
     Section("Greedy generation, batch 1", ("tasks", "generation", "--batch", "1"), "Goal: 12."),
     Section("Greedy generation, batch 8", ("tasks", "generation", "--batch", "8"), "Goal: 12."),
-    Section("Fine-tuning", ("tasks", "finetuning", "--turns", "1"), "Goal: 1.5."),
+    Section("Fine-tuning", ("tasks", "finetuning", "--turns", "1"),
+            "The first batches of an epoch. Goal: 1.5."),
     Section("Tokenizer", ("tokenizer", "--turns", "1"),
             "Goals: 0.9 on the basic route, 5 on the original; more in `tokenizer.md`."),
     Section("Input pipeline", ("pipeline",), "Goal: 20 times the tokens a second of a training step."),

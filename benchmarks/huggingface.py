@@ -41,15 +41,15 @@ def training(
     return after_another(turn)
 
 
-def finetuning(task: str, examples: int, batch: int, model: Mapping[str, Any]) -> Turn:
-    """An epoch over some examples in random batches, each padded to its longest; seconds of all."""
+def finetuning(task: str, examples: int, batch: int, batches: int, model: Mapping[str, Any]) -> Turn:
+    """The first random batches of an epoch, each padded to its longest; seconds of all."""
     peer = _place(transformers.OpenAIGPTForSequenceClassification(_config({**model, "num_special_tokens": 3})))
     peer.config.pad_token_id = 0
     optimizer = _optimizer(peer.train())
     sequences = [torch.tensor(ids) for ids in draw_examples(task, examples, peer.config.vocab_size)]
     labels = torch.arange(examples) % 2
 
-    def turn(num_batches: int = examples // batch) -> dict[str, float]:
+    def turn(num_batches: int = batches) -> dict[str, float]:
         start = time.perf_counter()
         for rows in torch.randperm(examples).split(batch)[:num_batches]:
             tokens = torch.nn.utils.rnn.pad_sequence([sequences[row] for row in rows], batch_first=True)

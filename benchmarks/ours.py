@@ -40,8 +40,10 @@ def training(batch: int, length: int, model: Mapping[str, Any]) -> Turn:
     return after_another(turn)
 
 
-def finetuning(task: str, examples: int, batch: int, model: Mapping[str, Any], packed: bool = False) -> Turn:
-    """An epoch over some examples as `train.py` batches them, no auxiliary loss; seconds of all.
+def finetuning(
+    task: str, examples: int, batch: int, batches: int, model: Mapping[str, Any], packed: bool = False
+) -> Turn:
+    """The first batches of an epoch as `train.py` makes them, no auxiliary loss; seconds of all.
 
     Each has a row of its own, or if `packed` all of a batch share rows, as with RunConfig.pack_size = batch.
     """
@@ -50,13 +52,13 @@ def finetuning(task: str, examples: int, batch: int, model: Mapping[str, Any], p
     sequences = [[ids] for ids in draw_examples(task, examples, config.vocab_size)]
     labels = np.arange(examples, dtype=np.int32) % 2
     source = (TaskExamples(sequences, labels), config.context_length, batch, 1)
-    batches = packed_batches(*source, seed=0, pack_size=batch) if packed else finetuning_batches(*source, seed=0)
+    epoch = packed_batches(*source, seed=0, pack_size=batch) if packed else finetuning_batches(*source, seed=0)
 
-    def turn(num_batches: int = len(batches)) -> dict[str, float]:
+    def turn(num_batches: int = batches) -> dict[str, float]:
         nonlocal state
         began = time.perf_counter()
         for number in range(num_batches):
-            state, metrics = step(state, shard_batch(mesh, batches[number], 1 if packed else batch))
+            state, metrics = step(state, shard_batch(mesh, epoch[number], 1 if packed else batch))
             jax.block_until_ready(metrics)
         return {"seconds": time.perf_counter() - began}
 

@@ -18,8 +18,11 @@ from typing import Any
 
 from benchmarks.compare import Side, alternate, report
 
-FINETUNING = {"cola": (128, 32), "sst2": (128, 32), "rte": (24, 8)}
-"""Examples and batch size."""
+FINETUNING = {"cola": (8_551, 32), "sst2": (67_349, 32), "rte": (2_490, 8)}
+"""Examples of the training split, and batch size."""
+
+BATCHES = 8
+"""Of an epoch, the first ones."""
 
 
 def measure(
@@ -68,8 +71,8 @@ def main() -> None:
             measure("generation", case, batch * args.new, "tokens", 1, {}, warm_up=False)
     if "finetuning" in args.work:
         for task, (examples, batch) in FINETUNING.items():
-            case = {"task": task, "examples": examples, "batch": batch}
-            measure("finetuning", case, examples, "examples", args.turns, {}, warm_up=False, packed=args.packed)
+            case = {"task": task, "examples": examples, "batch": batch, "batches": BATCHES}
+            measure("finetuning", case, BATCHES * batch, "examples", args.turns, {}, warm_up=False, packed=args.packed)
 
 
 if __name__ == "__main__":

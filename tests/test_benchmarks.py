@@ -20,7 +20,7 @@ MODEL = {
 }  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     "training": {"batch": 4, "length": 8},
-    "finetuning": {"task": "cola", "examples": 4, "batch": 4},
+    "finetuning": {"task": "cola", "examples": 8, "batch": 4, "batches": 1},
     "scoring": {"batch": 2, "length": 8},
     "generation": {"batch": 2, "prompt": 4, "new": 3},
 }
