@@ -210,14 +210,15 @@ def choose(config: ModelConfig, draft: Draft, knobs: Knobs, rules: Rules) -> Int
     """The next token of each row: the likeliest at temperature 0, or drawn."""
     logits = obey(config, draft, knobs, rules)
     likeliest = logits.argmax(-1).astype(jnp.int32)
-    warmed = logits / jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)[:, None]
-    # It sorts the vocabulary: not for rows that are all greedy or drawn from all of it.
-    warmed = jax.lax.cond(truncates(knobs, config).any(), truncate, lambda logits, _: logits, warmed, knobs)
-    # By the count of tokens, not by the slot, which depends on the longest prompt of the batch.
-    keys = jax.vmap(jax.random.fold_in)(draft.keys, draft.is_token.sum(-1))
 
-    def draw(warmed):  # a random number for every token of the vocabulary: not for rows that are all greedy
+    def draw():
+        warmed = logits / jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)[:, None]
+        # It sorts the vocabulary: not for rows that are all greedy or drawn from all of it.
+        warmed = jax.lax.cond(truncates(knobs, config).any(), truncate, lambda logits, _: logits, warmed, knobs)
+        # By the count of tokens, not by the slot, which depends on the longest prompt of the batch.
+        keys = jax.vmap(jax.random.fold_in)(draft.keys, draft.is_token.sum(-1))
         drawn = jax.vmap(jax.random.categorical)(keys, warmed).astype(jnp.int32)
         return jnp.where(knobs.temperature > 0, drawn, likeliest)
 
-    return jax.lax.cond((knobs.temperature > 0).any(), draw, lambda _: likeliest, warmed)
+    # It takes a random number for every token of the vocabulary: not for rows that are all greedy.
+    return jax.lax.cond((knobs.temperature > 0).any(), draw, lambda: likeliest)
