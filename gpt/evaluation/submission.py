@@ -4,7 +4,6 @@ It holds a TSV for each test set, with the header `index<TAB>prediction` and a r
 from 0. File names, label words and test sizes are GLUE's (Wang et al. 2018, and the hub's data card).
 """
 
-import io
 import math
 import zipfile
 from pathlib import Path
@@ -128,17 +127,14 @@ def _validation_score(chosen: dict[str, Path]) -> float | None:
 
 
 def _write_zip(output: Path, texts: dict[str, str]) -> None:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in texts.items():
-            # Without the time of day, so that the same predictions make the same file.
-            info = zipfile.ZipInfo(name)
-            info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, text)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(output, "wb") as file:
-            file.write(content.getvalue())
+        with replacing(output, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, text in texts.items():
+                # Without the time of day, so that the same predictions make the same file.
+                info = zipfile.ZipInfo(name)
+                info.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(info, text)
     except OSError as error:
         raise DataError(f"--output {str(output)!r} cannot be written: {error}") from error
 
