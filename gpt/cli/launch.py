@@ -116,11 +116,10 @@ def _wait(children: Sequence[subprocess.Popen[str]]) -> int:
             code = _cause(code, *codes)
             deadline = min(deadline, time.monotonic() + _GRACE_SECONDS) if code else deadline
             if time.monotonic() > deadline:
-                codes = []  # what follows is our doing
                 for child in children:
                     child.kill()
                     child.wait()
-                break
+                break  # and how they end is our doing
             time.sleep(_POLL_SECONDS)
     finally:
         for number, handler in previous.items():
