@@ -23,8 +23,8 @@ MOST_SECONDS = 13 * 60
 """After which no section begins."""
 
 HOW = """\
-Sides take turns in processes of their own, warm, with the same cores (`benchmarks/compare.py`): of updates and
-batches scored, what is measured comes after some of it that does not count. Figures are medians.
+Sides take turns in processes of their own, warm, with the same cores (`benchmarks/compare.py`): of updates,
+scoring and fine-tuning, what is measured comes after some of it that does not count. Figures are medians.
 `eager`, `compiled`, `mkl` and `bf16` are `transformers` on PyTorch (`benchmarks/training_step.py`). What was tried, and
 why it stayed or went: `docs/performance.md`. Nothing on this page is of a GPU: there, `python -m benchmarks.gpu`."""
 

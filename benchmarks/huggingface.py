@@ -57,7 +57,6 @@ def finetuning(task: str, examples: int, batch: int, batches: int, model: Mappin
         _wait()
         return {"seconds": time.perf_counter() - start}
 
-    turn(1)
     return after_another(turn, lambda: turn(1))
 
 

@@ -6,9 +6,9 @@
 
 scoring      log-probability of every token of 16 sequences of 128
 generation   the likeliest 128 tokens after 32, batch 1 and 8; the peer has no cache
-finetuning   an epoch over examples as long as those of CoLA, SST-2 and RTE, no auxiliary loss; ours in length
-             buckets, the peer's in random batches, each padded to its longest example; `--packed` adds ours with
-             the examples of a batch packed (RunConfig.pack_size)
+finetuning   the first batches of an epoch over examples as many and as long as those of CoLA, SST-2 and RTE, no
+             auxiliary loss; ours in length buckets, the peer's in random batches, each padded to its longest
+             example; `--packed` adds ours with the examples of a batch packed (RunConfig.pack_size)
 """
 
 import argparse
