@@ -53,16 +53,16 @@ def measure(sizes: Mapping[str, int], size: int, steps: int, flops: float) -> Po
         mlp_dim=4 * sizes["embed_dim"],
     )
     batch, length = sizes["batch"], sizes["length"]
-    state, step = start(model, LanguageModelObjective(), None)
+    state, step, key = start(model, LanguageModelObjective(), None)
     text = TextBatch(np.ones((batch, length + 1), np.int32), np.ones((batch, length), np.float32))
     text = shard_batch(one_device(), text, batch)
-    compiled: Any = step.lower(state, text).compile()
+    compiled: Any = step.lower(state, text, key).compile()
     analysis = compiled.memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     seconds = []
     for _ in range(steps + 1):  # the first warms up
         began = time.perf_counter()
-        state, metrics = compiled(state, text)
+        state, metrics = compiled(state, text, key)
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - began)
     config = RunConfig(

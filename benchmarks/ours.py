@@ -1,7 +1,7 @@
 """Our side of each comparison: what the commands run, on random weights and ids."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -26,14 +26,14 @@ from gpt.training.steps import LanguageModelObjective, Objective, TaskObjective,
 def training(batch: int, length: int, model: Mapping[str, Any]) -> Turn:
     """The update of `train.py`; seconds of one."""
     config, mesh = ModelConfig(**model), one_device()
-    state, step = start(config, LanguageModelObjective(), None)
+    state, step, key = start(config, LanguageModelObjective(), None)
     tokens = np.random.default_rng(0).integers(config.vocab_size, size=(batch, length + 1), dtype=np.int32)
     text = TextBatch(tokens, np.ones((batch, length), np.float32))
 
     def turn() -> dict[str, float]:
         nonlocal state
         began = time.perf_counter()
-        state, metrics = step(state, shard_batch(mesh, text, batch))
+        state, metrics = step(state, shard_batch(mesh, text, batch), key)
         jax.block_until_ready(metrics)
         return {"seconds": time.perf_counter() - began}
 
@@ -48,22 +48,22 @@ def finetuning(
     Each has a row of its own, or if `packed` all of a batch share rows, as with RunConfig.pack_size = batch.
     """
     config, mesh = ModelConfig(num_special_tokens=3, **model), one_device()
-    state, step = start(config, TaskObjective(TaskConfig(name=task, lm_coef=0.0)), 2)
+    state, step, key = start(config, TaskObjective(TaskConfig(name=task, lm_coef=0.0)), 2)
     sequences = [[ids] for ids in draw_examples(task, examples, config.vocab_size)]
     labels = np.arange(examples, dtype=np.int32) % 2
     source = (TaskExamples(sequences, labels), config.context_length, batch, 1)
     epoch = packed_batches(*source, seed=0, pack_size=batch) if packed else finetuning_batches(*source, seed=0)
 
-    def turn(num_batches: int = batches) -> dict[str, float]:
+    def turn(numbers: Iterable[int] = range(batches)) -> dict[str, float]:
         nonlocal state
         began = time.perf_counter()
-        for number in range(num_batches):
-            state, metrics = step(state, shard_batch(mesh, epoch[number], 1 if packed else batch))
+        for number in numbers:
+            state, metrics = step(state, shard_batch(mesh, epoch[number], 1 if packed else batch), key)
             jax.block_until_ready(metrics)
         return {"seconds": time.perf_counter() - began}
 
-    turn()  # compiles every length
-    return after_another(turn, lambda: turn(1))
+    turn({epoch[number].tokens.shape: number for number in range(batches)}.values())  # compiles every shape
+    return after_another(turn, lambda: turn([0]))
 
 
 def scoring(batch: int, length: int, model: Mapping[str, Any]) -> Turn:
@@ -101,9 +101,9 @@ def one_device() -> Mesh:
     return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
-def start(config: ModelConfig, objective: Objective, num_outputs: int | None) -> tuple[TrainState, Any]:
-    """A fresh state and the compiled update of `train.py`."""
+def start(config: ModelConfig, objective: Objective, num_outputs: int | None) -> tuple[TrainState, Any, Any]:
+    """A fresh state, the compiled update of `train.py`, and the key of its dropout."""
     optimizer = make_optimizer(OptimizerConfig(), num_steps=100_000)
     keys = Keys(*jax.random.split(jax.random.key(0), 3))
     state, shardings = create_state(config, num_outputs, optimizer, keys, one_device())
-    return state, make_train_step(config, objective, optimizer, keys.dropout, 1, shardings)
+    return state, make_train_step(config, objective, optimizer, 1, shardings), keys.dropout

@@ -27,7 +27,7 @@ from gpt.cli.start import run_guarded
 from gpt.config import CheckpointConfig, MeshConfig, RunConfig, TokenizerConfig
 from gpt.errors import ConfigError, DataError
 from gpt.sharding import make_mesh
-from gpt.training import checkpoint, meter
+from gpt.training import checkpoint
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params, save_params
 from gpt.training.checkpoint_dir import best_step, newest_verified, saved_steps
 from gpt.training.loop import train
@@ -219,7 +219,6 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
     damaged_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_devices(monkeypatch, 1)
-    monkeypatch.setattr(meter, "measure_flops", lambda _: 1e12)
     (damaged_run / "result.json").unlink()
     train(dataclasses.replace(load_config(damaged_run), output_dir=str(damaged_run)))
     assert (damaged_run / "checkpoints/24.damaged").is_dir()
@@ -333,7 +332,6 @@ def test_a_checkpoint_waits_until_all_lines_before_it_are_on_the_disk(
         raise RuntimeError
 
     use_devices(monkeypatch, 1)
-    monkeypatch.setattr(meter, "measure_flops", lambda _: 1e12)
     monkeypatch.setattr("gpt.training.steps.is_spike", lambda _state, loss: loss > 0)
     monkeypatch.setattr(Report, "sync", fail)
     with pytest.raises(RuntimeError):

@@ -107,6 +107,8 @@ def batch_of(case: Case, seed: int) -> TextBatch | TaskBatch:
     return TaskBatch(tokens, weights, lengths - 1, labels, np.array([1, 1, 1, 1, 1, 1, 1, 0], np.float32))
 
 
+DROPOUT_KEY = jax.random.key(1)
+
 # Puts the gradients into the state, to be compared as well.
 KEEP_GRADIENT = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
@@ -124,9 +126,7 @@ def start(case: Case, mesh: Any) -> tuple[TrainState, Any]:
     optimizer = optax.chain(KEEP_GRADIENT, adam)
     state = TrainState(jnp.int32(0), params, jax.jit(optimizer.init)(params))
     shardings = state_shardings(mesh, state)
-    step = make_train_step(
-        case.config, case.objective, optimizer, jax.random.key(1), case.accumulation_steps, shardings
-    )
+    step = make_train_step(case.config, case.objective, optimizer, case.accumulation_steps, shardings)
     return jax.device_put(state, shardings), step
 
 
@@ -136,7 +136,7 @@ def three_updates(case: Case, mesh: Any) -> tuple[TrainState, list[dict[str, flo
     history = []
     for seed in range(3):
         old: Any = state
-        state, metrics = step(state, shard_batch(mesh, batch_of(case, seed), BATCH))
+        state, metrics = step(state, shard_batch(mesh, batch_of(case, seed), BATCH), DROPOUT_KEY)
         jax.block_until_ready(state)
         history.append({name: float(value) for name, value in metrics.items()})
         # Were a buffer not usable for the new state, JAX would warn, and here warnings are errors.
@@ -225,7 +225,8 @@ def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path: Path) -> None:
 def test_no_device_holds_all_scores_or_all_positions_of_the_residual_stream() -> None:
     mesh = mesh_of("sequence=2 tensor=2")
     state, step = start(CASES["pretraining"], mesh)
-    program = step.lower(state, shard_batch(mesh, batch_of(CASES["pretraining"], 0), BATCH)).compile().as_text()
+    batch = shard_batch(mesh, batch_of(CASES["pretraining"], 0), BATCH)
+    program = step.lower(state, batch, DROPOUT_KEY).compile().as_text()
     assert "f32[8,4,12]" in program, "8 sequences, half of 8 positions, half of 23 rows, rounded up"
     assert not re.search(r"f32\[8,\d,2[34]\]", program)
     assert "f32[8,2,16]" in program, "8 sequences, a quarter of 8 positions, the whole width"

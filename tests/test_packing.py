@@ -22,7 +22,7 @@ from gpt.data.packing import ROW_COUNTS, PackedBatch, first_fit, packed_batches
 from gpt.errors import ConfigError
 from gpt.model.gpt import bind
 from gpt.sharding import check_divisible, shard_batch, splitting_activations, state_shardings
-from gpt.training import loop, meter
+from gpt.training import loop
 from gpt.training.loop import load_inputs, train
 from gpt.training.population import train_population
 from gpt.training.steps import TaskObjective
@@ -258,7 +258,6 @@ def test_first_fit_takes_the_longest_first_and_the_first_row_with_room() -> None
 @pytest.fixture
 def config(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """Fine-tuning on texts of three to six words, 6 updates with two evaluations, dropout off."""
-    monkeypatch.setattr(meter, "measure_flops", lambda _: 1e12)
     monkeypatch.setattr(loop, "make_mesh", lambda _: one_device())
     for split, seed, count in (("train", 3, 19), ("validation", 4, 11)):
         rows = [

@@ -19,7 +19,7 @@ from gpt.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig, Task
 from gpt.errors import ConfigError, Preempted
 from gpt.sharding import make_mesh
 from gpt.text.tokenizer import Tokenizer
-from gpt.training import loop, meter, population
+from gpt.training import loop, population
 from gpt.training.checkpoint import find_checkpoint, load_params
 from gpt.training.checkpoint_dir import path_of, saved_steps
 from gpt.training.loop import train
@@ -75,11 +75,6 @@ def member(base: RunConfig, path: Path, name: str = "one", **changes: Any) -> Ru
     )
 
 
-@pytest.fixture(autouse=True)
-def _no_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "measure_flops", lambda _: 1e12)
-
-
 def use_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Lets runs see that many devices."""
     for module in (loop, population):
@@ -94,7 +89,6 @@ def solo(base: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     root = tmp_path_factory.mktemp("solo")
     with pytest.MonkeyPatch.context() as monkeypatch:
         use_devices(monkeypatch, 1)
-        monkeypatch.setattr(meter, "measure_flops", lambda _: 1e12)
         for name in MEMBERS:
             train(member(base, root / name, name))
     return {name: root / name for name in MEMBERS}
@@ -145,7 +139,6 @@ def together(base: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Toget
         return tuple(recorded(step, programs) for step in make_population_steps(*args))
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(meter, "measure_flops", lambda _: 1e12)
         monkeypatch.setattr(population, "make_population_steps", make_recorded)
         results = train_population(list(configs.values()))
     return Together(root, dict(zip(configs, results, strict=True)), programs)

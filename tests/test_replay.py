@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -32,7 +31,8 @@ from gpt.text.tokenizer import Tokenizer
 from gpt.training import loop, record
 from gpt.training.problem import Problem
 from gpt.training.record import read_starts, record_start
-from gpt.training.state import TrainState, make_creation, make_keys
+from gpt.training.state import create_state, make_creation, make_keys
+from gpt.training.steps import make_train_step
 
 
 def config_of(**seeds: Any) -> RunConfig:
@@ -69,35 +69,66 @@ def test_the_head_alone_follows_its_seed() -> None:
     assert not np.array_equal(one["head"]["kernel"], other["head"]["kernel"])
 
 
-def test_training_takes_each_seed_for_its_part_alone(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Enough(Exception):
-        pass
+class Enough(Exception):
+    """No more is needed of a run than its first update."""
 
+
+def first_update(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, tuple[Any, ...]]:
+    """The compiled update of a run, and what its first one takes."""
+    updates: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def make_recorded(*arguments: Any) -> Any:
+        step = make_train_step(*arguments)
+
+        def train_step(*arguments: Any) -> None:
+            updates.append((step, arguments))
+            raise Enough
+
+        return train_step
+
+    use_devices(monkeypatch, 1)
+    monkeypatch.setattr(loop, "make_train_step", make_recorded)
+    with pytest.raises(Enough):
+        loop.train(config)
+    return updates[0]
+
+
+def test_training_takes_each_seed_for_its_part_alone(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: dict[str, Any] = {}
     load = loop.load_inputs
 
     def load_inputs(config: RunConfig) -> tuple[Tokenizer, Problem]:
         tokenizer, problem = load(config)
-        return tokenizer, dataclasses.replace(problem, batches_of_seed=lambda seed, rows: taken.update(data=seed))  # noqa: ARG005
 
-    def create_state(*arguments: Any) -> tuple[TrainState, None]:
+        def batches_of_seed(seed: int, rows: Any) -> Any:
+            taken["data"] = seed
+            return problem.batches_of_seed(seed, rows=rows)
+
+        return tokenizer, dataclasses.replace(problem, batches_of_seed=batches_of_seed)
+
+    def create_recorded(*arguments: Any) -> Any:
         taken["keys"] = arguments[3]
-        return TrainState(jnp.int32(0), {}, ()), None
+        return create_state(*arguments)
 
-    def make_train_step(*arguments: Any) -> None:
-        taken["dropout"] = arguments[3]
-        raise Enough
-
-    use_devices(monkeypatch, 1)
-    for function in (load_inputs, create_state, make_train_step):
-        monkeypatch.setattr(loop, function.__name__, function)
+    monkeypatch.setattr(loop, "load_inputs", load_inputs)
+    monkeypatch.setattr(loop, "create_state", create_recorded)
     seeds = {"seed": 1, "init_seed": 2, "head_seed": 3, "data_seed": 4, "dropout_seed": 5}
-    config = dataclasses.replace(toy_config(toy, tmp_path / "run"), **seeds)
-    with pytest.raises(Enough):
-        loop.train(config)
+    _, (_, _, dropout_key) = first_update(dataclasses.replace(toy_config(toy, tmp_path / "run"), **seeds), monkeypatch)
     assert taken["data"] == 4
-    keys = [jax.random.key_data(key).tolist() for key in (*taken["keys"], taken["dropout"])]
+    keys = [jax.random.key_data(key).tolist() for key in (*taken["keys"], dropout_key)]
     assert keys == [*keys_of(**seeds), keys_of(**seeds)[2]]
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_program(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second then finds it in the compilation cache."""
+    programs = []
+    for seed in (1, 2):
+        config = dataclasses.replace(toy_config(toy, tmp_path / str(seed)), seed=seed)
+        step, arguments = first_update(config, monkeypatch)
+        programs.append(step.lower(*arguments).as_text())
+    assert programs[0] == programs[1]
 
 
 def test_a_seed_out_of_range_is_refused() -> None:

@@ -56,12 +56,12 @@ def run_updates(losses: list[int], config: OptimizerConfig, num_devices: int = 1
     state = TrainState(jnp.int32(0), params, rule.init(params))
     shardings = state_shardings(mesh, state)
     state = jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=shardings)(state)
-    step = make_train_step(CONFIG, Losses(), rule, jax.random.key(0), 1, shardings)
+    step = make_train_step(CONFIG, Losses(), rule, 1, shardings)
     history = []
     for loss in losses:
         batch = text_batch()
         batch.tokens[0, 0] = loss
-        state, metrics = jax.block_until_ready(step(state, batch))
+        state, metrics = jax.block_until_ready(step(state, batch, jax.random.key(0)))
         history.append(jax.device_get((state, metrics)))
     return history
 
@@ -106,11 +106,6 @@ def test_a_ratio_that_would_skip_everything_is_refused(ratio: float) -> None:
 
 
 # In a run
-
-
-@pytest.fixture(autouse=True)
-def _no_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "measure_flops", lambda _: 1e12)
 
 
 def config_of(toy: Toy, output: Path, **optimizer_changes: Any) -> RunConfig:

@@ -27,10 +27,10 @@ def planned_bytes(config: ModelConfig, optimizer_config: OptimizerConfig | None 
     optimizer = make_optimizer(optimizer_config or OptimizerConfig(), 10)
     keys = Keys(*3 * [jax.random.key(0)])
     state, shardings = create_state(config, None, optimizer, keys, make_mesh(MeshConfig(), jax.devices()[:1]))
-    step: Any = make_train_step(config, LanguageModelObjective(), optimizer, keys.dropout, 1, shardings)
+    step: Any = make_train_step(config, LanguageModelObjective(), optimizer, 1, shardings)
     length = config.context_length
     batch = TextBatch(np.zeros((2, length + 1), np.int32), np.ones((2, length), np.float32))
-    memory = step.lower(state, batch).compile().memory_analysis()
+    memory = step.lower(state, batch, keys.dropout).compile().memory_analysis()
     return memory.temp_size_in_bytes, sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
 
 

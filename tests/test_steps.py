@@ -100,7 +100,8 @@ class Trainer:
         self._init = jax.jit(optimizer.init)  # gives each moment memory of its own, as an update needs
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         shardings = state_shardings(mesh, jax.eval_shape(self.state))
-        self.step = make_train_step(config, objective, optimizer, jax.random.key(seed), parts, shardings)
+        step = make_train_step(config, objective, optimizer, parts, shardings)
+        self.step: Any = functools.partial(step, dropout_key=jax.random.key(seed))
 
     def state(self, step: int = 0) -> TrainState:
         params = jax.tree.map(jnp.asarray, self.params)

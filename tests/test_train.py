@@ -27,7 +27,6 @@ from gpt.model.gpt import Params, param_shapes
 from gpt.sharding import make_mesh
 from gpt.text.tokenizer import Tokenizer
 from gpt.text.training import train_bpe
-from gpt.training import meter
 from gpt.training.checkpoint import Checkpoints, find_checkpoint, load_params
 from gpt.training.goodput import PARTS
 from gpt.training.loop import check_pretrained, load_pretrained, starting_state, train
@@ -219,7 +218,6 @@ def test_a_run_stopped_between_log_lines_logs_the_means_of_an_undisturbed_one(
     pretrained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_devices(monkeypatch, 1)
-    monkeypatch.setattr(meter, "measure_flops", lambda _: 1e12)
     config = dataclasses.replace(load_config(pretrained.path), output_dir=str(tmp_path / "run"), log_every_steps=3)
     config = dataclasses.replace(config, checkpoint=CheckpointConfig(save_every_steps=2))
     for until in (4, 6):

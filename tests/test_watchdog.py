@@ -14,7 +14,7 @@ from test_population import use_devices
 from test_skipped import config_of
 from toy import ROOT, Toy, run_python
 
-from gpt.training import loop, meter, population
+from gpt.training import loop, population
 from gpt.training.watchdog import Watchdog
 
 SCRIPT = """
@@ -73,7 +73,6 @@ def test_a_run_tells_what_it_expects_and_has_patience_with_what_is_slow(
             told.append((what, patience))
 
     use_devices(monkeypatch, 1)
-    monkeypatch.setattr(meter, "measure_flops", lambda _: 1e12)
     monkeypatch.setattr(loop if kind == "run" else population, "Watchdog", Listener)
     config = dataclasses.replace(config_of(toy, tmp_path / "run"), max_steps=2, update_timeout_seconds=70.0)
     if kind == "run":

@@ -50,12 +50,11 @@ def compile_step(config: RunConfig, mesh: Mesh, num_steps: int) -> Compiled:
     optimizer = make_optimizer(config.optimizer, num_steps)
     state = state_shapes(model, None if task is None else task.num_outputs, optimizer, mesh)
     batch = batch_shapes(config, mesh)
-    dropout_key = make_keys(config).dropout
     shardings = jax.tree.map(lambda shape: shape.sharding, state)
-    step: Any = make_train_step(model, objective, optimizer, dropout_key, config.accumulation_steps, shardings)
+    step: Any = make_train_step(model, objective, optimizer, config.accumulation_steps, shardings)
     try:
         with _without_cache():
-            compiled = step.lower(state, batch).compile()
+            compiled = step.lower(state, batch, make_keys(config).dropout).compile()
     except jax.errors.JaxRuntimeError as error:
         return Compiled(_refused(str(error), sharded_bytes((state, batch))), None)
     sizes = compiled.memory_analysis()

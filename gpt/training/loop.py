@@ -106,6 +106,7 @@ class _Training:
         self._meter = Meter(config.model, share, with_softmax="lm_loss" in problem.objective.coefficients)
         optimizer = make_optimizer(config.optimizer, problem.num_steps)
         keys = make_keys(config)
+        self._dropout_key = keys.dropout
         state, shardings = create_state(config.model, problem.num_outputs, optimizer, keys, mesh)
         start = checkpoints.newest_verified()
         pretrained = None if start is not None else load_pretrained(config, mesh)
@@ -115,9 +116,7 @@ class _Training:
         self._meter.put_back(notes.get("unread", []))
         self._scores: list[float] = notes.get("scores", [])
         self._train_step = self._meter.timed(
-            make_train_step(
-                config.model, problem.objective, optimizer, keys.dropout, config.accumulation_steps, shardings
-            )
+            make_train_step(config.model, problem.objective, optimizer, config.accumulation_steps, shardings)
         )
         self._eval_step = make_eval_step(config.model, problem.objective)
         self._schedule = make_schedule(config.optimizer, problem.num_steps)
@@ -153,7 +152,7 @@ class _Training:
                 with profiler.update(step, meter.wait):
                     sharded = shard_batch(self._mesh, batch, config.num_batch_units)
                     watchdog.expects(f"update {step}", patience=PATIENCE if meter.is_new(sharded) else 1.0)
-                    self._state, metrics = self._train_step(self._state, sharded)
+                    self._state, metrics = self._train_step(self._state, sharded, self._dropout_key)
                     meter.add(metrics, batch)
                 report.advance(step)
                 stops, saves = signals.stop_after(step), self._checkpoints.is_due(step)

@@ -223,8 +223,8 @@ def make_population_steps(config: RunConfig, problem: Problem, mesh: Mesh) -> tu
         optimizer = make_optimizer(config.optimizer, problem.num_steps, knobs.learning_rate, knobs.weight_decay)
         objective = copy.copy(problem.objective)
         objective.coefficients = knobs.coefficients
-        one = make_update(config.model, objective, optimizer, knobs.dropout_key, config.accumulation_steps)
-        return one(state, batch)
+        one = make_update(config.model, objective, optimizer, config.accumulation_steps)
+        return one(state, batch, knobs.dropout_key)
 
     evaluation = make_evaluation(config.model, problem.objective)
     return (

@@ -160,7 +160,7 @@ class Evaluation(NamedTuple):
 
 
 EvalStep = Callable[[Params, TextBatch | TaskBatch], Evaluation]
-TrainStep = Callable[[TrainState, TextBatch | TaskBatch | PackedBatch], tuple[TrainState, Scalars]]
+TrainStep = Callable[[TrainState, TextBatch | TaskBatch | PackedBatch, Key[Array, ""]], tuple[TrainState, Scalars]]
 
 
 def make_eval_step(model_config: ModelConfig, objective: Objective) -> EvalStep:
@@ -182,17 +182,19 @@ def make_train_step(
     model_config: ModelConfig,
     objective: Objective,
     optimizer: optax.GradientTransformationExtraArgs,
-    dropout_key: Key[Array, ""],
     accumulation_steps: int,
     shardings: TrainState,
 ) -> TrainStep:
-    """The compiled update; the old state's memory is given to the new one."""
-    update = make_update(model_config, objective, optimizer, dropout_key, accumulation_steps)
+    """The compiled update, from (state, batch, dropout_key); the old state's memory is given to the new one.
+
+    The key is an argument, so that runs that differ in their seed alone are one program in the compilation cache.
+    """
+    update = make_update(model_config, objective, optimizer, accumulation_steps)
     mesh = jax.tree.leaves(shardings)[0].mesh
 
-    def train_step(state: TrainState, batch) -> tuple[TrainState, Scalars]:
+    def train_step(state: TrainState, batch, dropout_key: Key[Array, ""]) -> tuple[TrainState, Scalars]:
         with splitting_activations(mesh):
-            return update(state, batch)
+            return update(state, batch, dropout_key)
 
     options = compiler_options(model_config, mesh)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
@@ -213,7 +215,6 @@ def make_update(
     model_config: ModelConfig,
     objective: Objective,
     optimizer: optax.GradientTransformationExtraArgs,
-    dropout_key: Key[Array, ""],
     accumulation_steps: int,
 ) -> TrainStep:
     """What `make_train_step` compiles.
@@ -249,7 +250,7 @@ def make_update(
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return jax.lax.scan(add_part, zeros, (jnp.arange(accumulation_steps), parts))[0]
 
-    def update(state: TrainState, batch) -> tuple[TrainState, Scalars]:
+    def update(state: TrainState, batch, dropout_key: Key[Array, ""]) -> tuple[TrainState, Scalars]:
         key = jax.random.fold_in(dropout_key, state.step)
         gradients, means = accumulate(state.params, batch, key)
         loss: Any = sum(objective.coefficients[name] * mean for name, mean in means.items())
