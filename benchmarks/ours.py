@@ -62,7 +62,7 @@ def finetuning(
             jax.block_until_ready(metrics)
         return {"seconds": time.perf_counter() - began}
 
-    turn({epoch[number].tokens.shape: number for number in range(batches)}.values())  # compiles every shape
+    turn({jax.tree.map(np.shape, epoch[number]): number for number in range(batches)}.values())  # compiles every shape
     return after_another(turn, lambda: turn([0]))
 
 

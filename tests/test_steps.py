@@ -101,7 +101,7 @@ class Trainer:
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         shardings = state_shardings(mesh, jax.eval_shape(self.state))
         step = make_train_step(config, objective, optimizer, parts, shardings)
-        self.step: Any = functools.partial(step, dropout_key=jax.random.key(seed))
+        self.step = lambda state, batch: step(state, batch, jax.random.key(seed))
 
     def state(self, step: int = 0) -> TrainState:
         params = jax.tree.map(jnp.asarray, self.params)
