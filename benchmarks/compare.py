@@ -3,7 +3,8 @@
 A side is a function of `ours.py` or of a peer's module. It takes the case's settings and returns a *turn*: a call that
 does the work once and says what it measured, such as `{"seconds": 0.4}`. Sides stay in their processes, warm and
 waiting, while the others have their turn (A B A B), so that drift of the machine meets all alike, and no side finds the
-memory of another. What is reported of each measure is the median over turns; a ratio is the peer's over ours.
+memory of another. What is reported of each measure is the median over turns; a ratio is the peer's over ours. Programs
+that a side compiles are kept on disk for the next time, ours as the commands do, PyTorch's by itself.
 
 After a pause a process finds its memory given away and its caches full of others' data: of GPT-1's update on two
 cores, the first after another side's turn took 3.4 s where those that followed took 2.0. Long work does not pause, so a
@@ -25,6 +26,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from gpt.cli.start import set_cache_environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,14 +88,12 @@ class Side:
             self._process.communicate()
 
 
-def alternate(sides: Mapping[str, Turn], turns: int, *, warm_up: bool = True) -> dict[str, Measures]:
-    """The median of each measure of each side, over `turns` turns in alternation, after one that warms up."""
+def alternate(sides: Mapping[str, Turn], turns: int) -> dict[str, Measures]:
+    """The median of each measure of each side, over `turns` turns in alternation."""
     measured: dict[str, list[Measures]] = {name: [] for name in sides}
-    for number in range(turns + warm_up):
+    for _ in range(turns):
         for name, turn in sides.items():
-            found = turn()
-            if number >= warm_up:
-                measured[name].append(found)
+            measured[name].append(turn())
     return {
         name: {measure: statistics.median(row[measure] for row in rows) for measure in rows[0]}
         for name, rows in measured.items()
@@ -133,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # What libraries print must not be taken for a reply.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    set_cache_environment()
     module, _, function = args.function.rpartition(".")
     turn = getattr(importlib.import_module(module), function)(**args.case)
     print("{}", file=replies, flush=True)

@@ -13,7 +13,8 @@ mkl        eager, and Intel's matrix library told that the processor is Intel's:
            it is left out unless asked for
 bf16       eager under bfloat16 autocast
 
-`mfu_measured` is each side's operations over those of a large float32 product of JAX, made before the turns.
+`mfu_measured` is each side's operations over those of a large float32 product of JAX, the faster of one before
+the turns and one after them.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def measure(shape: str, peers: Sequence[str], turns: int, model: Mapping[str, An
             environment = mkl_environment(directory) if peer == "mkl" else {}
             sides[peer] = Side("benchmarks.huggingface.training", {**case, **PEERS[peer]}, environment)
         medians = alternate({name: stack.enter_context(side).turn for name, side in sides.items()}, turns)
+    product = max(product, measure_flops("float32"))
     flops = training_flops_per_token(ModelConfig(**model), length)
     for side in medians.values():
         side["tokens_per_second"] = batch * length / side["seconds"]

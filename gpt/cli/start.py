@@ -35,14 +35,18 @@ COMMANDS = (
 _GIN_FLAG = "--gin."
 
 
+def set_cache_environment() -> None:
+    """Programs compiled once start at once in the next process; to be set before JAX is imported."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "gpt-jax"))
+
+
 def run_guarded(main: Callable[[], int]) -> int:
     """The exit code of `main`; what the user can mend is one `error:` paragraph on standard error.
 
     Codes: 0 done, 2 a setting or file cannot be used, 3 too many updates not finite, 4 a hang, 5 another
     process of the run has ended, 75 stopped by a signal with everything saved, 130 Ctrl-C.
     """
-    # Programs compiled once start at once in the next process.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "gpt-jax"))
+    set_cache_environment()
     set_libtpu_environment()
     try:
         return main()
