@@ -1,4 +1,4 @@
-"""Every benchmark of a CPU, one after the other, and the page of their results.
+"""What is compared on a CPU, one after the other, and the page of its results.
 
     python -m benchmarks --output docs/results/performance.md      # what `make bench` does
 
@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.compare import ROOT
 
-MOST_SECONDS = 13 * 60
-"""After which no section begins."""
+MOST_SECONDS = 11 * 60
+"""After which no section begins; the last and longest takes four minutes."""
 
 HOW = """\
 Sides take turns in processes of their own, warm, with the same cores (`benchmarks/compare.py`): of updates,
@@ -48,14 +48,12 @@ SECTIONS = (
     Section("Scoring", ("tasks", "scoring", "--turns", "2"), "Goal: 2."),
     Section("Greedy generation, batch 1", ("tasks", "generation", "--batch", "1"), "Goal: 12."),
     Section("Greedy generation, batch 8", ("tasks", "generation", "--batch", "8"), "Goal: 12."),
-    Section("Fine-tuning", ("tasks", "finetuning", "--turns", "1"),
-            "The first batches of an epoch. Goal: 1.5."),
     Section("Tokenizer", ("tokenizer", "--turns", "1"),
             "Goals: 0.9 on the basic route, 5 on the original; more in `tokenizer.md`."),
     Section("Input pipeline", ("pipeline",), "Goal: 20 times the tokens a second of a training step."),
     Section("Start", ("runs", "start"), "Goal: 10 s, warm."),
-    Section("Cost growth", ("growth", "--output", "docs/results/growth.png", "--doublings", "2"), "![](growth.png)"),
-    Section("Population", ("runs", "population", "--examples", "160"), "Eight seeds of one task, and one."),
+    Section("Fine-tuning", ("tasks", "finetuning", "--turns", "1"),
+            "The first batches of an epoch. Goal: 1.5."),
 )  # fmt: skip
 
 
@@ -75,7 +73,7 @@ def describe(section: Section, lines: Sequence[dict[str, Any]], problem: str | N
     """The section of the page."""
     command = " ".join(["python", "-m", f"benchmarks.{section.arguments[0]}", *section.arguments[1:]])
     parts = [f"## {section.title}", section.note, f"```bash\n{command}\n```"]
-    if section.arguments[0] != "growth" and lines:
+    if lines:
         parts.append("\n".join(table(lines)))
     if problem is not None:
         parts.append(f"Not complete: {problem}.")

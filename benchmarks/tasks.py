@@ -21,7 +21,7 @@ from benchmarks.compare import Side, alternate, report
 FINETUNING = {"cola": (8_551, 32), "sst2": (67_349, 32), "rte": (2_490, 8)}
 """Examples of the training split, and batch size."""
 
-BATCHES = 8
+BATCHES = 6
 """Of an epoch, the first ones."""
 
 
