@@ -85,7 +85,7 @@ def measure_generation(size: Size) -> list[str]:
             Side("benchmarks.ours.generation", {**case, "model": size.model}) as ours,
             Side("benchmarks.huggingface.generation", {**case, "model": size.model}) as peer,
         ):
-            sides = alternate({"ours": ours.turn, "eager": peer.turn}, 1)
+            sides = alternate({"ours": ours.turn, "eager": peer.turn}, 1, warm_up=False)
         report("gpu_generation", case, sides)
         for name, side in sides.items():
             ratio = side["seconds"] / sides["ours"]["seconds"]

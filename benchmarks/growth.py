@@ -91,9 +91,11 @@ def draw(curves: Mapping[str, list[Point]], path: Path) -> None:
         for row, (what, unit) in enumerate((("seconds", "seconds a step"), ("gib", "GiB"))):
             axes = grid[row][column]
             sizes = [point.size for point in points]
-            axes.loglog(sizes, [getattr(point, what) for point in points], "o", label="measured")
+            measured = [getattr(point, what) for point in points]
+            axes.loglog(sizes, measured, "o", label="measured")
             axes.loglog(sizes, [getattr(point, f"analytic_{what}") for point in points], "-", label="analytic")
             axes.set_xticks(sizes, list(map(str, sizes)))
+            axes.set_yticks(measured, [f"{value:.2g}" for value in measured])
             axes.minorticks_off()
             axes.set(xlabel=NAMES[name], ylabel=unit if column == 0 else "")
     grid[0][0].legend()

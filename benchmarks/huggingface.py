@@ -57,6 +57,7 @@ def finetuning(task: str, examples: int, batch: int, batches: int, model: Mappin
         _wait()
         return {"seconds": time.perf_counter() - start}
 
+    turn(3)  # as often as ours, which compiles three lengths
     return after_another(turn, lambda: turn(1))
 
 

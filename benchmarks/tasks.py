@@ -32,6 +32,7 @@ def measure(
     per: str,
     turns: int,
     model: Mapping[str, Any],
+    warm_up: bool = True,
     packed: bool = False,
 ) -> None:
     """Prints the line of one case: `count` things a turn."""
@@ -44,7 +45,7 @@ def measure(
             name: stack.enter_context(Side(f"benchmarks.{module}.{work}", {**case_with_model, **options})).turn
             for name, (module, options) in sides.items()
         }
-        medians = alternate(turn_of, turns)
+        medians = alternate(turn_of, turns, warm_up=warm_up)
     for side in medians.values():
         side[f"{per}_per_second"] = count / side["seconds"]
     report(work, case, medians)
@@ -67,11 +68,11 @@ def main() -> None:
     if "generation" in args.work:
         for batch in args.batch:
             case = {"batch": batch, "prompt": 32, "new": args.new}
-            measure("generation", case, batch * args.new, "tokens", 1, {})
+            measure("generation", case, batch * args.new, "tokens", 1, {}, warm_up=False)
     if "finetuning" in args.work:
         for task, (examples, batch) in FINETUNING.items():
             case = {"task": task, "examples": examples, "batch": batch, "batches": BATCHES}
-            measure("finetuning", case, BATCHES * batch, "examples", args.turns, {}, packed=args.packed)
+            measure("finetuning", case, BATCHES * batch, "examples", args.turns, {}, warm_up=False, packed=args.packed)
 
 
 if __name__ == "__main__":
