@@ -91,8 +91,8 @@ class Side:
 def alternate(sides: Mapping[str, Turn], turns: int, *, warm_up: bool = True) -> dict[str, Measures]:
     """The median of each measure of each side, over `turns` turns in alternation, after one that warms up.
 
-    Without it, PyTorch's second update at (2, 512) took 8.0 s among others, and 4.2 from the fourth on: memory that a
-    virtual machine has not touched before is slow. Work of a minute needs none.
+    Without it, PyTorch's second update at (2, 512) took 8.0 s among others, where its fourth took 4.2, probably as a
+    virtual machine is slow to give memory for the first time. Work of a minute needs none.
     """
     measured: dict[str, list[Measures]] = {name: [] for name in sides}
     for number in range(turns + warm_up):
