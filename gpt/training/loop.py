@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
+import jax
 from jax.sharding import Mesh
 
 from gpt.config import RunConfig
@@ -106,8 +107,9 @@ class _Training:
         self._meter = Meter(config.model, share, with_softmax="lm_loss" in problem.objective.coefficients)
         optimizer = make_optimizer(config.optimizer, problem.num_steps)
         keys = make_keys(config)
-        self._dropout_key = keys.dropout
         state, shardings = create_state(config.model, problem.num_outputs, optimizer, keys, mesh)
+        # Where the step is, on every device: no update has to send it there.
+        self._dropout_key = jax.jit(lambda key: key, out_shardings=shardings.step)(keys.dropout)
         start = checkpoints.newest_verified()
         pretrained = None if start is not None else load_pretrained(config, mesh)
         self._state = starting_state(config, state, checkpoints, start, pretrained)
